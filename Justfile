@@ -1,0 +1,172 @@
+# The interface of a researcher. Variables come before the recipe: just part=val eval last
+# gin overrides come after it:                                     just train ravdess_ecapa 'train/epochs = 5'
+
+set positional-arguments
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# raw recordings of a corpus; remembered after the first time
+export raw := ""
+# 1: go on although official clips are missing
+allow_missing := ""
+# part that `eval` scores: test, val or train
+part := "test"
+# what calm means to a corpus or model without it: neutral or leave_out
+calm := "neutral"
+
+root := justfile_directory()
+python := root / ".venv/bin/python"
+tools := root / "tools"
+missing := if allow_missing == "1" { "--allow-missing" } else { "" }
+
+# list the recipes
+[private]
+default:
+    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --list --unsorted
+
+# install everything into .venv, pinned; the other recipes do it on first use
+[group('setup')]
+setup:
+    @rm -f '{{ root }}/.venv/installed'
+    @'{{ just_executable() }}' --justfile '{{ justfile() }}' _install
+
+[private]
+_install:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cd '{{ root }}'
+    # The stamp holds what was installed from; a change of either file installs again.
+    wanted=$(cat setup.py constraints.txt | cksum)
+    [ "$(cat .venv/installed 2>/dev/null || true)" = "$wanted" ] && exit 0
+    [ -x .venv/bin/python ] || python3 -m venv .venv
+    echo "installing into .venv (a few minutes on the first use)" >&2
+    .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+    echo "$wanted" > .venv/installed
+
+# versions, devices, corpora found, what to do next
+[group('setup')]
+[no-cd]
+doctor: _install
+    @'{{ root }}/.venv/bin/ser' doctor
+
+# all phases on the built-in corpus: a few minutes on two CPU cores
+[group('the whole job')]
+[no-cd]
+demo: _install
+    @'{{ tools }}/demo.sh' '{{ just_executable() }}' '{{ justfile() }}'
+
+# see that raw recordings are whole: just raw=PATH verify ravdess
+[group('1 data')]
+[no-cd]
+verify CORPUS: _install
+    @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+
+# build data/CORPUS/metadata.csv
+[group('1 data')]
+[no-cd]
+metadata CORPUS: _install
+    @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+
+# write data/CORPUS/splits/SCHEME.csv; all schemes without one
+[group('1 data')]
+[no-cd]
+split CORPUS *SCHEME: _install
+    @'{{ python }}' '{{ tools }}/make_split.py' "$@"
+
+# clips by class, part, sex and speaker: table, picture, class weights
+[group('1 data')]
+[no-cd]
+histogram CORPUS: _install
+    @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
+
+# verify, metadata, all splits and histogram: just raw=PATH prepare ravdess
+[group('1 data')]
+[no-cd]
+prepare CORPUS: _install
+    @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @'{{ python }}' '{{ tools }}/make_split.py' "$1"
+    @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
+
+# features of gin/features/FEATURES.gin into the store; resumes and verifies
+[group('2 features')]
+[no-cd]
+extract CORPUS FEATURES: _install
+    @'{{ python }}' '{{ tools }}/extract.py' "$1" "$2"
+
+# resolved, defaulted and unused values of an experiment
+[group('3-5 training')]
+[no-cd]
+show EXP *OVERRIDES: _install
+    @'{{ python }}' '{{ tools }}/train.py' --show "$@"
+
+# 50 steps with loss, gradient norms, shapes and dtypes; keeps nothing
+[group('3-5 training')]
+[no-cd]
+dry-run EXP *OVERRIDES: _install
+    @'{{ python }}' '{{ tools }}/train.py' --dry-run "$@"
+
+# train gin/exp/EXP.gin: just train ravdess_ecapa 'train/epochs = 5'
+[group('3-5 training')]
+[no-cd]
+train EXP *OVERRIDES: _install
+    @'{{ python }}' '{{ tools }}/train.py' "$@"
+
+# go on with an interrupted run
+[group('3-5 training')]
+[no-cd]
+resume RUN: _install
+    @'{{ python }}' '{{ tools }}/train.py' --resume "$1"
+
+# train and test every fold of the experiment's scheme, resumable, and pool the folds
+[group('3-5 training')]
+[no-cd]
+cv EXP *OVERRIDES: _install
+    @'{{ python }}' '{{ tools }}/cv_train.py' "$@"
+
+# score a run on a part of its protocol: just part=val eval last
+[group('6-7 evaluation')]
+[no-cd]
+eval RUN: _install
+    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}'
+
+# score a run on another corpus, over the shared labels: just calm=leave_out cross last crema_d
+[group('6-7 evaluation')]
+[no-cd]
+cross RUN CORPUS: _install
+    @'{{ python }}' '{{ tools }}/cross_corpus.py' "$1" "$2" --calm '{{ calm }}'
+
+# outputs/summary.csv: a line for every evaluation
+[group('6-7 evaluation')]
+[no-cd]
+summary: _install
+    @'{{ python }}' '{{ tools }}/summarize.py'
+
+# the tests: offline, on CPU, a few minutes; arguments go to pytest
+[group('upkeep')]
+test *ARGS: _install
+    @'{{ python }}' -m pytest "$@"
+
+# style and types
+[group('upkeep')]
+lint: _install
+    @'{{ root }}/.venv/bin/ruff' check .
+    @'{{ root }}/.venv/bin/ruff' format --check .
+    @'{{ root }}/.venv/bin/mypy' ser tools
+    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --check --unstable
+
+# format the code and this file
+[group('upkeep')]
+fmt: _install
+    @'{{ root }}/.venv/bin/ruff' check --fix .
+    @'{{ root }}/.venv/bin/ruff' format .
+    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
+
+# measure against what a user would pick instead: training, startup
+[group('upkeep')]
+[no-cd]
+bench NAME: _install
+    @'{{ python }}' '{{ tools }}/bench.py' "$1"
+
+# what CI runs: lint and tests
+[group('upkeep')]
+ci: lint test

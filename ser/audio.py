@@ -1,0 +1,136 @@
+"""Any sound file to mono float32 at 16 kHz: soundfile reads, torchaudio resamples."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ser.errors import UserError
+
+__all__ = ["SAMPLE_RATE", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "write"]
+
+SAMPLE_RATE = 16_000  # Hz; every model of the house hears this rate
+SHORTEST = 0.05  # seconds; less sound than this holds no frame that a model could use
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3")
+
+LFS_MAGIC = b"version https://git-lfs"  # the first bytes of a git-lfs pointer
+
+
+@dataclass(frozen=True)
+class SoundInfo:
+    """What a sound file is before it is brought to 16 kHz mono."""
+
+    seconds: float
+    sample_rate: int  # Hz
+    channels: int
+    subtype: str  # soundfile's name of the sample format, such as PCM_16
+
+
+def read(path: Path) -> np.ndarray:
+    """Read a sound file as mono float32 [N] at 16 kHz; channels are averaged.
+
+    Raises:
+        UserError: missing, a git-lfs pointer, not sound, empty, too short, or holding NaN or infinity.
+    """
+    sound, sample_rate, _ = decode(path)
+    return to_mono_16k(sound, sample_rate)
+
+
+def inspect(path: Path) -> tuple[np.ndarray, SoundInfo]:
+    """Read a whole sound file as stored: float32 [N, channels] at its own rate, and what it is.
+
+    Raises:
+        UserError: as ``read``.
+    """
+    sound, sample_rate, subtype = decode(path)
+    return sound, SoundInfo(len(sound) / sample_rate, sample_rate, sound.shape[1], subtype)
+
+
+def header(path: Path) -> SoundInfo:
+    """Read only a sound file's header; the length of an MP3 is an estimate.
+
+    Raises:
+        UserError: as ``read``, as far as a header tells.
+    """
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise UserError(f"{path}: {why_unreadable(path)}") from error
+    return SoundInfo(info.frames / info.samplerate, info.samplerate, info.channels, info.subtype)
+
+
+def decode(path: Path) -> tuple[np.ndarray, int, str]:
+    """Decode every frame of a file to float32 [N, channels]; see ``read`` for the errors."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            announced, sample_rate, subtype = file.frames, file.samplerate, file.subtype
+            sound = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise UserError(f"{path}: {why_unreadable(path)}") from error
+    if len(sound) == 0:
+        raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
+    # MP3 headers only estimate the length; a lossless file that ends early is truncated.
+    if len(sound) < announced and subtype != "MPEG_LAYER_III":
+        raise UserError(
+            f"{path}: truncated, {len(sound)} of the {announced} samples that its header announces; "
+            "copy or download it again"
+        )
+    if len(sound) < SHORTEST * sample_rate:
+        raise UserError(f"{path}: only {len(sound) / sample_rate:.3f} s of sound, expected at least {SHORTEST} s")
+    if not np.isfinite(sound).all():
+        raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
+    return sound, sample_rate, subtype
+
+
+def why_unreadable(path: Path) -> str:
+    """Say in one line why ``path`` is not a readable sound file, and what to do."""
+    if path.is_dir():
+        return "is a folder; expected a sound file"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        return "no such file; was it moved after the metadata was built? run: just metadata CORPUS"
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    if head.startswith(LFS_MAGIC):
+        return "is a git-lfs pointer, not sound; fetch the real files with: git lfs pull"
+    if not head:
+        return "is an empty file (0 bytes); copy or download it again"
+    if head[:4] in (b"RIFF", b"fLaC") or head[:3] == b"ID3" or head[:2] in (b"\xff\xfb", b"\xff\xf3"):
+        return "the sound is damaged or cut short; copy or download it again"
+    return "is not a sound file that libsndfile reads (expected wav, flac or mp3)"
+
+
+def to_mono_16k(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Average the channels of float32 [N, channels] and resample to 16 kHz."""
+    mono = sound.mean(axis=1, dtype=np.float32)
+    if sample_rate == SAMPLE_RATE:
+        return mono
+    import torch
+
+    with torch.inference_mode():
+        return resampler(sample_rate)(torch.from_numpy(mono)).numpy()
+
+
+@lru_cache(maxsize=8)
+def resampler(sample_rate: int):
+    """Return the band-limited (windowed sinc, Kaiser) resampler from ``sample_rate`` to 16 kHz."""
+    from torchaudio.transforms import Resample
+
+    return Resample(
+        sample_rate, SAMPLE_RATE, lowpass_filter_width=64, rolloff=0.95, resampling_method="sinc_interp_kaiser"
+    )
+
+
+def write(path: Path, sound: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write mono float32 [N] in [-1, 1] as 16-bit PCM; the ending of ``path`` chooses the container."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, sample_rate, subtype="PCM_16")

@@ -1,0 +1,66 @@
+"""Checkpoints: self-describing, written whole or not at all, read without running any code of theirs."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ser.errors import UserError, some
+from ser.files import write_atomically
+
+__all__ = ["load", "restore", "save"]
+
+FORMAT = 1
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, text, lists and dicts of them) so that the old file survives any failure.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    # Into memory first: torch's own file writer ends the process when the disk is full.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, with ``weights_only=True``.
+
+    Raises:
+        UserError: missing, cut short, not a checkpoint, or of a newer format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint; train first: just train EXP") from error
+    except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"{path}: not a whole checkpoint ({reason}); use another, or train again") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path}: not a checkpoint of ser")
+    if content["format"] > FORMAT:
+        raise UserError(f"{path}: format {content['format']} is newer than this ser knows ({FORMAT}); update ser")
+    return content
+
+
+def restore(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Load weights strictly: every tensor in its place, none too many.
+
+    Raises:
+        UserError: the weights belong to another model.
+    """
+    own = model.state_dict()
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    resized = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if missing or foreign or resized:
+        parts = [
+            f"{what} {some(names, 3)}"
+            for what, names in (("lacks", missing), ("has foreign", foreign), ("differs in shape at", sorted(resized)))
+            if names
+        ]
+        raise UserError(f"{path}: weights of another model: {'; '.join(parts)}")
+    model.load_state_dict(weights)

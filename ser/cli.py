@@ -1,0 +1,68 @@
+"""The ``ser`` command of the installed package."""
+
+import argparse
+import platform
+
+from ser import __version__
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    """Parse ``ser COMMAND`` and run it."""
+    parser = argparse.ArgumentParser(prog="ser", description="Audio-only speech emotion recognition.")
+    parser.add_argument("--version", action="version", version=f"ser {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("doctor", help="versions, devices, corpora found, and what to do next")
+    parser.parse_args()
+    print(doctor())
+
+
+def doctor() -> str:
+    """Return versions, devices, which corpora were found, and what to do next."""
+    import torch
+
+    from ser.files import home
+    from ser.tracking import PACKAGES, installed
+
+    lines = [f"ser {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    lines += [f"  {name:<14}{installed(name) or 'not installed; run: just setup'}" for name in PACKAGES[1:]]
+    lines.append("devices")
+    lines.append(f"  CPU: {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        lines.append(f"  GPU {index}: {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    lines.append(f"corpora, in {home() / 'data'}")
+    states = corpora_found()
+    lines += [f"  {name:<9}{text}" for name, (text, _) in states.items()]
+    lines.append("next")
+    lines += [f"  {command}" for _, command in states.values() if command] or ["  just train ravdess_ecapa"]
+    return "\n".join(lines)
+
+
+def corpora_found() -> dict[str, tuple[str, str]]:
+    """Return corpus -> (what is there, the next command or nothing)."""
+    from ser.corpora import CORPORA
+    from ser.errors import UserError
+    from ser.files import corpus_folder
+    from ser.metadata import read_table
+
+    states = {}
+    for name, entry in CORPORA.items():
+        if not (corpus_folder(name) / "metadata.csv").is_file():
+            command = "just demo" if name == "demo" else f"just raw=PATH prepare {name}"
+            states[name] = (f"{entry.title}: not prepared", command)
+            continue
+        try:
+            table = read_table(name)
+        except UserError as error:
+            states[name] = (f"{entry.title}: {error}", f"just raw=PATH prepare {name}")
+            continue
+        stores = sorted(path.parent.name for path in (corpus_folder(name) / "feats").glob("*/index.json"))
+        speakers = len({clip.speaker for clip in table.clips})
+        text = (
+            f"{entry.title}: {len(table.clips)} clips of {speakers} speakers, {table.missing} missing, in {table.raw}"
+        )
+        text += f"; features: {', '.join(stores) or 'none'}"
+        states[name] = (text, f"just train {name}_ecapa" if stores else f"just extract {name} logmel80")
+    return states

@@ -1,0 +1,398 @@
+"""The gin boundary: register the rooms' public names, parse, check, seed, build, snapshot.
+
+The only room that imports gin. gin only collects constructed objects into one ``Experiment``; everything
+that can be wrong with a configuration is said before anything starts, in one line.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from ser.errors import UserError, nearest, some
+from ser.files import PROJECT
+
+if not hasattr(gin, "register"):
+    raise ImportError("the folder gin/ hides the missing package gin-config; install it: just setup")
+
+from gin import config as gin_config
+from gin import config_parser
+
+__all__ = ["Config", "build", "experiments", "load", "load_features", "settings", "show", "snapshot"]
+
+# Rooms whose public names gin may bind, each as `room.Name`.
+ROOMS = (
+    "labels", "losses", "protocol", "mel", "augment", "features", "ecapa_tdnn", "optim", "tracking", "experiment",
+)  # fmt: skip
+ROOT = "experiment.Experiment"
+LINE = 10_000  # characters; snapshots keep one binding a line
+HEADER = "# ser experiment: "
+
+
+@gin.register(module="config")
+def slot(value: Any) -> Any:
+    """Return the value of one slot; binding a reference to it builds that object alone."""
+    return value
+
+
+def register_rooms() -> None:
+    """Register every public class and function of ``ROOMS`` once."""
+    for room in ROOMS:
+        module = import_module(f"ser.{room}")
+        for name in module.__all__:
+            public = getattr(module, name)
+            if callable(public) and f"{room}.{name}" not in registered:
+                gin.register(public, module=room)
+                registered[f"{room}.{name}"] = public
+
+
+registered: dict[str, Callable] = {}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One statement of a gin file: ``scope/selector.parameter = value``, or a macro without parameter."""
+
+    scope: str
+    selector: str
+    parameter: str
+    value: Any
+    where: str
+
+    @property
+    def key(self) -> str:
+        """The left side as it is written."""
+        name = f"{self.selector}.{self.parameter}" if self.parameter else self.selector
+        return f"{self.scope}/{name}" if self.scope else name
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration.
+
+    Attributes:
+        name: of the experiment.
+        bindings: in the order they apply, later ones over earlier ones.
+    """
+
+    name: str
+    bindings: tuple[Binding, ...] = field(repr=False)
+
+    def macro(self, name: str) -> Any:
+        """Return the value of a macro, the last that is bound."""
+        values = [binding.value for binding in self.bindings if not binding.parameter and binding.key == name]
+        return values[-1] if values else None
+
+
+def experiments() -> list[str]:
+    """Return the names of the files in ``gin/exp/``."""
+    return sorted(path.stem for path in (PROJECT / "gin/exp").glob("*.gin"))
+
+
+def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment by its name in ``gin/exp/`` or by the path of a gin file, and check it.
+
+    Args:
+        experiment: such as ``ravdess_ecapa`` or ``outputs/<run>/run.gin``.
+        overrides: such as ``train/epochs = 5``; later ones win.
+
+    Raises:
+        UserError: a mistyped name or file, a wrong type, a missing value: one line with the nearest right name.
+    """
+    path = find_experiment(experiment)
+    name = path.stem
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    if first.startswith(HEADER):
+        name = first.removeprefix(HEADER).strip()
+    return checked(name, list(file_bindings(path)), overrides)
+
+
+def load_features(name: str):
+    """Build the features of ``gin/features/<name>.gin``.
+
+    Raises:
+        UserError: no such file, or it is wrong.
+    """
+    path = PROJECT / "gin/features" / f"{name}.gin"
+    if not path.is_file():
+        known = (file.stem for file in path.parent.glob("*.gin"))
+        raise UserError(f"features '{name}' are unknown{nearest(name, known)}")
+    config = checked(name, list(file_bindings(path)), ())
+    return construct(config, "features.Features")
+
+
+def find_experiment(experiment: str) -> Path:
+    """Return the gin file that an EXP argument names."""
+    named = PROJECT / "gin/exp" / f"{experiment}.gin"
+    if named.is_file():
+        return named
+    if experiment.endswith(".gin"):
+        if Path(experiment).is_file():
+            return Path(experiment)
+        raise UserError(f"{experiment}: no such file")
+    raise UserError(f"experiment '{experiment}' is not in gin/exp/{nearest(experiment, experiments())}")
+
+
+def file_bindings(path: Path) -> Iterator[Binding]:
+    """Yield the bindings of a gin file, those of its includes first."""
+    register_rooms()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; expected a gin file") from error
+    yield from text_bindings(text, str(path), path)
+
+
+def text_bindings(text: str, name: str, path: Path | None) -> Iterator[Binding]:
+    """Yield the bindings of gin text; ``path`` is None where no include is allowed."""
+    parser = statements(text, name)
+    bound = False
+    for statement in parser:
+        if isinstance(statement, config_parser.BindingStatement):
+            bound = True
+            scope, selector, parameter, value, location = statement
+            yield Binding(scope, selector, parameter or "", value, f"{name}: line {location.line_num}")
+        elif isinstance(statement, config_parser.IncludeStatement):
+            where = f"{name}: line {statement.location.line_num}"
+            if path is None:
+                raise UserError(f"{where}: an include cannot stand here")
+            if bound:
+                raise UserError(f"{where}: an include after a binding would overwrite it; move includes to the top")
+            yield from file_bindings(find_include(statement.filename, where))
+        elif isinstance(statement, config_parser.ImportStatement):
+            raise UserError(f"{name}: line {statement.location.line_num}: gin files import nothing; remove the line")
+
+
+def statements(text: str, name: str) -> Iterator[Any]:
+    """Parse gin text; a syntax error or an unknown reference becomes a UserError."""
+    try:
+        parser = config_parser.ConfigParser(text, gin_config.ParserDelegate())
+        yield from parser
+    except SyntaxError as error:
+        reason = str(error.msg).strip().partition("\n")[0]
+        line = f" line {error.lineno}:" if error.lineno else ""
+        shown = (error.text or text).strip().partition("\n")[0]
+        raise UserError(
+            f"{name}:{line} {reason} in `{shown}`; values are Python literals, text in quotes: 'name = \"text\"'"
+        ) from error
+    except ValueError as error:  # a reference to an unknown or ambiguous name
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{name}: {reason}{nearest_configurable(reason)}") from error
+
+
+def nearest_configurable(reason: str) -> str:
+    """Suggest a registered name for the quoted one in gin's message."""
+    quoted = reason.split("'")
+    return nearest(quoted[1].rpartition(".")[2], short_names()) if len(quoted) > 2 else ""
+
+
+def short_names() -> list[str]:
+    """Return the registered names without their rooms."""
+    return [name.partition(".")[2] for name in registered]
+
+
+def find_include(name: str, where: str) -> Path:
+    """Return an included file; includes are relative to the checkout, wherever the command runs."""
+    path = PROJECT / name
+    if not path.is_file():
+        known = (str(file.relative_to(PROJECT)) for file in (PROJECT / "gin").rglob("*.gin"))
+        raise UserError(f"{where}: no file '{name}'{nearest(name, known)}")
+    return path
+
+
+def checked(name: str, bindings: list[Binding], overrides: Sequence[str]) -> Config:
+    """Check every binding, then the overrides on top of them."""
+    macros = {binding.key for binding in bindings if not binding.parameter}
+    added = []
+    for override in overrides:
+        found = list(text_bindings(override, f"override `{override}`", None))
+        if len(found) != 1:
+            raise UserError(f"override `{override}`: expected one binding such as 'train/epochs = 5'")
+        binding = found[0]
+        # gin takes any macro; one that no file defines is a typing error that would change nothing.
+        if not binding.parameter and binding.key not in macros:
+            raise UserError(f"override `{override}`: no file defines '{binding.key}'{nearest(binding.key, macros)}")
+        added.append(binding)
+    every = [*bindings, *added]
+    final = {canonical(binding): binding for binding in every}
+    values = {binding.key: binding.value for binding in final.values() if not binding.parameter}
+    for binding in final.values():
+        check_value(binding, values)
+    return Config(name, tuple(every))
+
+
+def canonical(binding: Binding) -> str:
+    """Return a key that is the same for every spelling of a selector; an unknown one is a UserError."""
+    if not binding.parameter:
+        return binding.key
+    matches = [full for full in registered if full == binding.selector or full.endswith(f".{binding.selector}")]
+    if not matches:
+        short = binding.selector.rpartition(".")[2]
+        hint = nearest(short, short_names()) if short not in short_names() else nearest(binding.selector, registered)
+        raise UserError(f"{binding.where}: no component '{binding.selector}'{hint}")
+    parameters = inspect.signature(registered[matches[0]]).parameters
+    if binding.parameter not in parameters:
+        raise UserError(
+            f"{binding.where}: {binding.selector} has no parameter '{binding.parameter}'"
+            f"{nearest(binding.parameter, parameters)}"
+        )
+    return f"{binding.scope}/{matches[0]}.{binding.parameter}"
+
+
+def check_value(binding: Binding, macros: dict[str, Any]) -> None:
+    """Raise a UserError for a required value that is missing, an unknown macro, or a literal of the wrong type."""
+    value = binding.value
+    seen = set()
+    while is_macro(value):
+        macro = value.scoped_selector.removesuffix("/gin.macro")
+        if macro not in macros or macro in seen:
+            raise UserError(f"{binding.where}: no macro '%{macro}' is defined{nearest(macro, macros)}")
+        seen.add(macro)
+        value = macros[macro]
+    if value is gin.REQUIRED:
+        shown = binding.value.scoped_selector.removesuffix("/gin.macro") if is_macro(binding.value) else binding.key
+        raise UserError(f"'{shown}' must be set; nothing in the files sets it: add '{shown} = ...'")
+    if not binding.parameter:
+        return
+    wanted = parameter_type(binding)
+    if not fits(value, wanted):
+        name = binding.value.scoped_selector.removesuffix("/gin.macro") if is_macro(binding.value) else binding.key
+        raise UserError(
+            f"{binding.where}: {name} is {value!r}, of type {type(value).__name__}; expected {type_name(wanted)}"
+        )
+
+
+def is_macro(value: Any) -> bool:
+    """Say whether a bound value is a reference to a macro."""
+    return isinstance(value, gin_config.ConfigurableReference) and value.selector == "gin.macro"
+
+
+def parameter_type(binding: Binding) -> Any:
+    """Return the annotation of a bound parameter."""
+    full = canonical(binding).partition("/")[2].rpartition(".")[0]
+    target = registered[full]
+    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get(binding.parameter, Any)
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Say whether a literal may stand where ``wanted`` is annotated; references are left to the constructors."""
+    if wanted is Any or isinstance(value, gin_config.ConfigurableReference):
+        return True
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in typing.get_args(wanted))
+    if wanted in (None, type(None)):
+        return value is None
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin in (Sequence, list, tuple):
+        inner = typing.get_args(wanted)[:1]
+        return isinstance(value, list | tuple) and all(fits(item, inner[0] if inner else Any) for item in value)
+    return isinstance(value, wanted) if inspect.isclass(wanted) else True
+
+
+def type_name(wanted: Any) -> str:
+    """Name a type for people."""
+    return wanted.__name__ if inspect.isclass(wanted) else str(wanted).replace("typing.", "")
+
+
+def bind(config: Config) -> None:
+    """Hand the bindings to gin, which has forgotten all earlier ones."""
+    gin.clear_config()
+    for binding in config.bindings:
+        macro = f"{binding.scope}/{binding.selector}" if binding.scope else binding.selector
+        key = (
+            (binding.scope, binding.selector, binding.parameter) if binding.parameter else (macro, "gin.macro", "value")
+        )
+        gin.bind_parameter(key, binding.value)
+
+
+def construct(config: Config, selector: str) -> Any:
+    """Seed, then build what ``selector`` names; gin's own errors become one line."""
+    from ser.dist import seed_everything
+
+    bind(config)
+    seed = config.macro("seed")
+    if seed is not None:
+        seed_everything(seed)
+    try:
+        return gin.get_configurable(selector)()
+    except UserError as error:  # gin appends the stack of configurables to the message
+        raise UserError(str(error).partition("\n")[0]) from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        if "In call to configurable" not in str(error) and "Required bindings" not in str(error):
+            raise
+        raise UserError(f"{config.name}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def build(config: Config, what: str | None = None) -> Any:
+    """Build the whole ``Experiment``, or one slot of it without touching the others.
+
+    Raises:
+        UserError: a constructor's refusal, or (whole experiment) a binding that nothing uses.
+    """
+    if what is None:
+        experiment = construct(config, ROOT)
+        if unused := unused_keys():
+            raise UserError(
+                f"{config.name}: bound but used by nothing: {some(unused)}; remove it or choose what uses it"
+            )
+        return experiment
+    values = [b.value for b in config.bindings if b.parameter == what and b.selector.endswith("Experiment")]
+    if not values:
+        raise UserError(f"{config.name}: the configuration has no slot '{what}'")
+    bindings = (*config.bindings, Binding("", "config.slot", "value", values[-1], "slot"))
+    return construct(Config(config.name, bindings), "config.slot")
+
+
+def snapshot_lines(text: str) -> dict[str, Any]:
+    """Return key -> value of the statements of gin's own output."""
+    return {binding.key: binding.value for binding in text_bindings(text, "snapshot", None)}
+
+
+def unused_keys() -> list[str]:
+    """Return what is bound but was used by no constructor; call after building."""
+    bound = snapshot_lines(gin.config_str(max_line_length=LINE))
+    used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
+    return sorted(bound.keys() - used.keys())
+
+
+def snapshot(config: Config) -> str:
+    """Return the resolved bindings of the experiment just built, defaults included: the text of ``run.gin``."""
+    return f"{HEADER}{config.name}\n{gin.operative_config_str(max_line_length=LINE)}"
+
+
+def settings(text: str) -> dict[str, Any]:
+    """Return a snapshot's bindings as typed values for a dashboard; references stay text."""
+    return {key: plain(value) for key, value in snapshot_lines(text).items()}
+
+
+def plain(value: Any) -> Any:
+    """Turn gin's references into text, inside lists too."""
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, gin_config.ConfigurableReference) else value
+
+
+def show(config: Config) -> str:
+    """Return the resolved, the defaulted and the unused values of a configuration, each a line."""
+    construct(config, ROOT)
+    bound = snapshot_lines(gin.config_str(max_line_length=LINE))
+    used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
+
+    def lines(keys: Iterator[str], values: dict[str, Any]) -> str:
+        return "".join(f"  {key} = {gin_config._format_value(values[key])}\n" for key in sorted(keys)) or "  none\n"
+
+    return (
+        f"{config.name}\n\nresolved: set in gin files or on the command line\n{lines(bound.keys() & used.keys(), bound)}"
+        f"\ndefaulted: not set, taken from the code\n{lines(used.keys() - bound.keys(), used)}"
+        f"\nunused: set, but nothing uses it (training would stop here)\n{lines(bound.keys() - used.keys(), bound)}"
+    )

@@ -1,0 +1,51 @@
+"""Mistakes that a user can mend: one clear line, exit status 2."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+__all__ = ["UserError", "nearest", "some", "tool"]
+
+EXIT_USER = 2  # exit status for a user's mistake
+EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
+
+
+class UserError(Exception):
+    """A mistake of the user's: says the file, the value, what was expected and what to do next."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'X'?"`` for the nearest of ``known`` names, or a list of a few of them."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {some(names, 12)}" if names else ""
+
+
+def some(items: Iterable[object], limit: int = 5) -> str:
+    """Name the first ``limit`` items and count the rest, for one-line messages."""
+    listed = [str(item) for item in items]
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def tool(main: Callable[[], int | None]) -> Callable[[], None]:
+    """Wrap a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            sys.exit(main())
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output went away, as in `| head`
+            sys.stderr.close()
+            sys.exit(1)
+
+    return run

@@ -1,0 +1,98 @@
+"""The frozen dataclass whose fields are the slots of a run, and the run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ser.augment import Augmentation
+from ser.errors import UserError, nearest
+from ser.features import Features
+from ser.losses import Loss
+from ser.optim import AdamW, WarmupCosine
+from ser.protocol import Protocol
+from ser.tracking import Tracking
+
+__all__ = ["Experiment", "Run", "Training"]
+
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the loop runs.
+
+    Attributes:
+        epochs: at most.
+        batch_size: clips a step.
+        crop_seconds: length of the training crops; shorter clips are repeated.
+        patience: epochs without a better validation UAR before stopping.
+        clip_norm: largest gradient norm; larger ones are scaled down to it.
+        precision: ``float32``, or ``bf16`` for autocast to bfloat16.
+    """
+
+    epochs: int
+    batch_size: int
+    crop_seconds: float
+    patience: int
+    clip_norm: float = 5.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience", "crop_seconds", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"Training.{name} is {getattr(self, name)}; expected more than 0")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train/precision is '{self.precision}'{nearest(self.precision, PRECISIONS)}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made of; gin fills the slots, then ``training.fit`` runs on plain Python."""
+
+    augment: Augmentation
+    features: Features
+    loss: Loss
+    model: nn.Module
+    optimizer: AdamW
+    protocol: Protocol
+    schedule: WarmupCosine
+    seed: int
+    tracking: Tracking
+    training: Training
+
+    def __post_init__(self) -> None:
+        sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
+        if self.features.cached and sound:
+            raise UserError(
+                f"augment: {' and '.join(sound)} change sound, but Features.cached is True and stored features are read; "
+                "set 'Features.cached = False' or leave them out"
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what made it.
+
+    Attributes:
+        folder: ``outputs/<exp>[-fold<k>]-s<seed>-<hash6>``.
+        config: text of ``run.gin``: the resolved bindings.
+        settings: the same as typed values.
+        group: what the folds and seeds of one experiment share.
+    """
+
+    folder: Path
+    config: str
+    settings: dict[str, Any]
+    group: str
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation UAR."""
+        return self.folder / "checkpoints" / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, from which the run resumes."""
+        return self.folder / "checkpoints" / "last.pt"

@@ -1,0 +1,189 @@
+"""Where everything lies on disk, and how a file is written whole or not at all."""
+
+import csv
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ser.errors import UserError, nearest
+
+__all__ = [
+    "PROJECT",
+    "append_line",
+    "corpus_folder",
+    "data_folder",
+    "locked",
+    "outputs_folder",
+    "read_csv",
+    "read_json",
+    "run_folder",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+    "write_text",
+]
+
+PROJECT = Path(__file__).resolve().parents[1]  # the checkout: gin/, tools/ and the published facts in data/
+
+
+def home() -> Path:
+    """Return the folder that holds ``data/`` and ``outputs/``: ``$SER_HOME``, or the checkout."""
+    return Path(os.environ.get("SER_HOME") or PROJECT).resolve()
+
+
+def data_folder() -> Path:
+    """Return the folder with one sub-folder per corpus."""
+    return home() / "data"
+
+
+def corpus_folder(corpus: str) -> Path:
+    """Return the folder for everything that is made for ``corpus``."""
+    return data_folder() / corpus
+
+
+def outputs_folder() -> Path:
+    """Return the folder with one sub-folder per run."""
+    return home() / "outputs"
+
+
+def run_folder(run: str) -> Path:
+    """Resolve a RUN argument: ``last``, the name of a folder in ``outputs/``, or a path.
+
+    Raises:
+        UserError: no such run.
+    """
+    outputs = outputs_folder()
+    if run == "last":
+        pointer = outputs / "last"
+        if not pointer.is_file():
+            raise UserError(f"{pointer}: no run yet; train one first: just train EXP")
+        folder = outputs / pointer.read_text().strip()
+    else:
+        folder = outputs / run if (outputs / run).is_dir() else Path(run).absolute()
+    if not (folder / "run.gin").is_file():
+        names = [path.name for path in outputs.iterdir() if (path / "run.gin").is_file()] if outputs.is_dir() else []
+        raise UserError(f"{run}: no run of this name (a run folder holds run.gin){nearest(run, [*names, 'last'])}")
+    return folder
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it into place.
+
+    A crash at any moment leaves either the old file or the new one, never a part.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            kept = "the previous file is kept" if path.exists() else "nothing was written"
+            raise UserError(f"{path}: no space left on the disk, {kept}; free some space and go on") from error
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); remove it and make it again") from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows as CSV with a header and LF endings, whole or not at all."""
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, row) of a CSV file whose header holds at least ``columns``.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, its header lacks a column, or a row has the wrong length.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(
+                    f"{path}: line 1: the header lacks {some_columns(missing)}; expected {','.join(columns)}"
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}: line {reader.line_num}: expected {len(reader.fieldnames or [])} fields; mend the line"
+                    )
+                yield reader.line_num, row
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from error
+
+
+def some_columns(columns: Sequence[str]) -> str:
+    """Name columns for a message: ``column 'a'`` or ``columns 'a', 'b'``."""
+    quoted = ", ".join(f"'{column}'" for column in columns)
+    return f"column {quoted}" if len(columns) == 1 else f"columns {quoted}"
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one line in a single write, so that a crash leaves at most one cut line at the end."""
+    with open(path, "ab") as file:
+        file.write(text.encode() + b"\n")
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` while the body runs; it ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds the lock; ``busy`` is the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield

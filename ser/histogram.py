@@ -1,0 +1,80 @@
+"""Class histograms: how many clips of each class there are, by part, sex and speaker."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ser import plots
+from ser.files import write_csv
+from ser.labels import label_set
+from ser.metadata import Clip, Table
+from ser.splits import PARTS, class_counts
+
+__all__ = ["advice", "counts_by", "text", "write"]
+
+GROUPINGS: dict[str, Callable[[Clip], str]] = {
+    "part": lambda clip: clip.split or "none",
+    "sex": lambda clip: clip.sex or "unknown",
+    "speaker": lambda clip: clip.speaker,
+}
+BALANCED = 1.5  # largest over smallest class; up to here weights change next to nothing
+SKEWED = 5.0  # from here on focal loss or a balanced sampler is worth a try
+
+
+def counts_by(table: Table, grouping: str) -> dict[str, list[int]]:
+    """Return group -> clips of each class [C], for a grouping of ``GROUPINGS``; parts come in their order."""
+    members: dict[str, list[Clip]] = defaultdict(list)
+    for clip in table.clips:
+        members[GROUPINGS[grouping](clip)].append(clip)
+    order = [part for part in PARTS if part in members] if grouping == "part" else sorted(members)
+    return {name: class_counts(members[name], table.corpus) for name in order}
+
+
+def inverse_weights(counts: np.ndarray) -> np.ndarray:
+    """Return the class weights [C] that `train/class_weights = 'inverse'` would use, mean 1 over classes present."""
+    weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
+    return weights * np.count_nonzero(counts) / weights.sum()
+
+
+def advice(counts: np.ndarray) -> str:
+    """Say what the imbalance of class counts [C] speaks for."""
+    present = counts[counts > 0]
+    ratio = present.max() / present.min()
+    if ratio <= BALANCED:
+        return f"imbalance {ratio:.2f}: nearly balanced; neither class weights nor focal loss are called for"
+    if ratio < SKEWED:
+        return f"imbalance {ratio:.2f}: try \"train/class_weights = 'inverse'\"; focal loss is hardly needed"
+    return f"imbalance {ratio:.2f}: use \"train/class_weights = 'effective'\" or try \"train/loss = 'focal'\""
+
+
+def text(table: Table) -> str:
+    """Return the table for people: classes in columns, groups in rows."""
+    labels = label_set(table.corpus)
+    width = max(9, *(len(label) for label in labels)) + 1
+    header = f"{'':<14}" + "".join(f"{label:>{width}}" for label in labels) + f"{'all':>{width}}"
+
+    def row(name: str, values: list[int]) -> str:
+        return f"{name:<14}" + "".join(f"{value:>{width}}" for value in values) + f"{sum(values):>{width}}"
+
+    total = np.array(class_counts(table.clips, table.corpus))
+    lines = [f"{table.corpus}: {len(table.clips)} clips", header, row("all", total.tolist())]
+    for grouping in GROUPINGS:
+        lines.append(f"by {grouping}" + (" (scheme holdout)" if grouping == "part" else ""))
+        lines += [row(f"  {name}", values) for name, values in counts_by(table, grouping).items()]
+    weights = "".join(f"{weight:>{width}.3f}" for weight in inverse_weights(total))
+    return "\n".join([*lines, f"{'inverse weight':<14}{weights}", advice(total)])
+
+
+def write(table: Table, csv_path: Path, png_path: Path) -> None:
+    """Write every count as CSV (grouping, group, classes) and draw parts and sexes as PNG."""
+    labels = label_set(table.corpus)
+    rows = [
+        {"grouping": grouping, "group": name, **dict(zip(labels, values, strict=True))}
+        for grouping in GROUPINGS
+        for name, values in counts_by(table, grouping).items()
+    ]
+    write_csv(csv_path, ("grouping", "group", *labels), rows)
+    panels = {grouping: counts_by(table, grouping) for grouping in ("part", "sex")}
+    plots.histogram(png_path, panels, labels, f"{table.corpus}: {len(table.clips)} clips")

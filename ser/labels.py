@@ -1,0 +1,53 @@
+"""The emotion vocabulary, each corpus's label set, and what is shared between corpora."""
+
+from ser.errors import UserError, nearest, some
+
+__all__ = ["CALM_POLICIES", "EMOTIONS", "LABEL_SETS", "label_set", "shared_labels"]
+
+# Every label set is a subset of these, in this order.
+EMOTIONS = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
+
+SIX = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
+LABEL_SETS = {"crema_d": SIX, "demo": SIX, "ravdess": EMOTIONS}
+
+# What calm means to a corpus or model that does not know it: `neutral` counts it as neutral,
+# `leave_out` drops calm clips and calm answers.
+CALM_POLICIES = ("neutral", "leave_out")
+
+
+def label_set(corpus: str) -> tuple[str, ...]:
+    """Return the emotions of ``corpus`` in the order of the model's outputs.
+
+    Raises:
+        UserError: no such corpus.
+    """
+    if corpus not in LABEL_SETS:
+        raise UserError(f"corpus '{corpus}' is unknown{nearest(corpus, LABEL_SETS)}")
+    return LABEL_SETS[corpus]
+
+
+def shared_labels(
+    model: tuple[str, ...], corpus: tuple[str, ...], calm: str = "neutral"
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the labels that a model and a corpus share, and the mapping of each side's labels to them.
+
+    A label that the mapping does not hold is outside the comparison: clips of it are left out, and a
+    model's answer with it is an error in the strict figure.
+
+    Args:
+        model: labels of the model's outputs.
+        corpus: labels of the corpus it is scored on.
+        calm: one of ``CALM_POLICIES``; applies where only one side knows calm.
+
+    Raises:
+        UserError: an unknown policy, or fewer than two shared labels.
+    """
+    if calm not in CALM_POLICIES:
+        raise UserError(f"calm policy '{calm}' is unknown{nearest(calm, CALM_POLICIES)}")
+    shared = tuple(label for label in EMOTIONS if label in model and label in corpus)
+    mapping = {label: label for label in shared}
+    if ("calm" in model) != ("calm" in corpus) and calm == "neutral" and "neutral" in shared:
+        mapping["calm"] = "neutral"
+    if len(shared) < 2:
+        raise UserError(f"model knows {some(model)}, corpus has {some(corpus)}: fewer than two shared labels")
+    return shared, mapping

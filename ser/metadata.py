@@ -1,0 +1,147 @@
+"""The table of clips, ``data/<corpus>/metadata.csv``: read, write, validate."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from ser.errors import UserError, nearest, some
+from ser.files import corpus_folder, read_csv, read_json, write_csv, write_json
+from ser.labels import label_set
+
+__all__ = ["COLUMNS", "Clip", "Table", "raw_folder", "read_table", "remember_raw", "write_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One utterance. Text fields are empty where a corpus does not tell."""
+
+    path: str  # relative to the raw folder
+    speaker: str
+    emotion: str  # one of labels.EMOTIONS
+    intensity: str  # CREMA-D: low medium high unspecified; RAVDESS: normal strong
+    split: str  # part in the scheme `holdout`: train val test
+    corpus: str
+    clip: str  # file name without its ending
+    sex: str  # female male
+    age: str  # years
+    race: str
+    ethnicity: str
+    statement: str
+    repetition: str
+    seconds: float
+    sample_rate: int  # Hz, of the file
+    channels: int  # of the file
+
+
+COLUMNS = tuple(field.name for field in fields(Clip))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The clips of a corpus that are at hand, and where their sound lies."""
+
+    corpus: str
+    raw: Path
+    clips: tuple[Clip, ...]
+    missing: int  # official clips that are not at hand
+
+    def sound(self, clip: Clip) -> Path:
+        """Return the path of a clip's sound file."""
+        return self.raw / clip.path
+
+
+def metadata_path(corpus: str) -> Path:
+    """Return ``data/<corpus>/metadata.csv``."""
+    return corpus_folder(corpus) / "metadata.csv"
+
+
+def raw_folder(corpus: str) -> Path:
+    """Return the raw folder that the corpus was prepared from, or ``data/<corpus>/raw`` before that.
+
+    Raises:
+        UserError: the folder is gone.
+    """
+    local = corpus_folder(corpus) / "local.json"
+    folder = Path(read_json(local)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no raw recordings of {corpus} here; say where they are: just raw=PATH prepare {corpus}"
+        )
+    return folder
+
+
+def remember_raw(corpus: str, raw: Path, missing: int) -> None:
+    """Remember on this machine where the recordings lie and how many official clips are not among them."""
+    write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.resolve()), "missing": missing})
+
+
+def write_table(corpus: str, clips: Sequence[Clip]) -> Path:
+    """Validate and write the metadata of a corpus, sorted by clip; return its path."""
+    validate(metadata_path(corpus), corpus, clips)
+    rows = [asdict(replace(clip, seconds=round(clip.seconds, 4))) for clip in sorted(clips, key=lambda c: c.clip)]
+    write_csv(metadata_path(corpus), COLUMNS, rows)
+    return metadata_path(corpus)
+
+
+def read_table(corpus: str, check_files: bool = False) -> Table:
+    """Read ``data/<corpus>/metadata.csv``.
+
+    Args:
+        corpus: its name.
+        check_files: also see that every sound file is there.
+
+    Raises:
+        UserError: no metadata yet, a malformed or contradictory row, or (``check_files``) a file that is gone.
+    """
+    label_set(corpus)  # an unknown corpus is named before any path of it
+    path = metadata_path(corpus)
+    if not path.is_file():
+        raise UserError(f"{path}: {corpus} is not prepared yet; run: just raw=PATH prepare {corpus}")
+    clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
+    validate(path, corpus, clips)
+    table = Table(corpus, raw_folder(corpus), tuple(clips), read_json(corpus_folder(corpus) / "local.json")["missing"])
+    if check_files:
+        gone = [clip.path for clip in table.clips if not table.sound(clip).is_file()]
+        if gone:
+            raise UserError(
+                f"{path}: {len(gone)} rows whose sound file is gone from {table.raw}: {some(gone)}; "
+                f"bring them back or run again: just raw=PATH metadata {corpus}"
+            )
+    return table
+
+
+def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:
+    """Turn a row of text into a ``Clip``."""
+    values = {column: row[column] for column in COLUMNS}
+    try:
+        return Clip(
+            **values
+            | {
+                "seconds": float(values["seconds"]),
+                "sample_rate": int(values["sample_rate"]),
+                "channels": int(values["channels"]),
+            }
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: line {line}: seconds, sample_rate and channels must be numbers ({error})") from error
+
+
+def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
+    """Raise a UserError for an empty table, a clip twice, an unknown emotion, or a path that climbs out."""
+    if not clips:
+        raise UserError(f"{path}: no clips of {corpus}; nothing to work on")
+    known = label_set(corpus)
+    seen: set[str] = set()
+    for number, clip in enumerate(clips, start=2):
+        where = f"{path}: line {number}: clip '{clip.clip}'"
+        if clip.clip in seen:
+            raise UserError(f"{where} stands twice; keep one row of each clip")
+        seen.add(clip.clip)
+        if clip.emotion not in known:
+            raise UserError(f"{where}: emotion '{clip.emotion}' is not of {corpus}{nearest(clip.emotion, known)}")
+        if not clip.speaker:
+            raise UserError(f"{where}: the speaker is empty; speaker-independent figures need one")
+        if clip.corpus != corpus:
+            raise UserError(f"{where}: corpus is '{clip.corpus}', expected '{corpus}'")
+        if clip.path.startswith("/") or ".." in Path(clip.path).parts:
+            raise UserError(f"{where}: path '{clip.path}' leaves the raw folder; expected one relative to it")

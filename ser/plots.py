@@ -1,0 +1,115 @@
+"""Pictures: confusion matrix, training curves, class histogram. Drawn without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser.files import write_atomically
+
+__all__ = ["confusion", "curves", "histogram"]
+
+BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
+DPI = 120
+
+
+def figure(width: float, height: float, columns: int = 1):
+    """Return a figure and its axes [columns], with quiet spines; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = np.atleast_1d(drawing.subplots(1, columns))
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return drawing, axes
+
+
+def save(drawing, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=DPI)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str) -> None:
+    """Draw a confusion matrix [C, C]: colour is the rate within each reference class, text the counts and rates."""
+    totals = counts.sum(1, keepdims=True)
+    rates = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    size = 2.2 + 0.72 * len(labels)
+    drawing, (ax,) = figure(size + 0.8, size)
+    image = ax.imshow(rates, vmin=0, vmax=1, cmap="Blues")
+    ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(labels)), [f"{name} ({int(n)})" for name, n in zip(labels, totals[:, 0], strict=True)])
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            text = f"{counts[row, column]}\n{100 * rates[row, column]:.0f} %"
+            ax.text(
+                column, row, text, ha="center", va="center", fontsize=8,
+                color="white" if rates[row, column] > 0.55 else "black",
+            )  # fmt: skip
+    ax.set_xlabel("answer")
+    ax.set_ylabel("reference (clips)")
+    ax.set_title(title, fontsize=10)
+    ax.spines[:].set_visible(False)
+    drawing.colorbar(image, ax=ax, shrink=0.7, label="share of the reference class")
+    save(drawing, path)
+
+
+def curves(path: Path, log: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw loss and validation figures by epoch from the lines of a run's log."""
+    lines = [line for line in log if "epoch" in line]
+    epochs = [line["epoch"] for line in lines]
+    drawing, (left, right) = figure(9, 3.4, columns=2)
+    marker = "o" if len(lines) < 30 else None
+    left.plot(epochs, [line["epoch/train_loss"] for line in lines], color=GREY, marker=marker, ms=3, label="training")
+    left.plot(epochs, [line["val/loss"] for line in lines], color=BLUE, marker=marker, ms=3, label="validation")
+    left.set_ylabel("loss (nats)")
+    uar = [line["val/uar"] for line in lines]
+    right.plot(epochs, uar, color=BLUE, marker=marker, ms=3, label="UAR")
+    right.plot(epochs, [line["val/wa"] for line in lines], color=ORANGE, lw=1, label="WA")
+    best = int(np.argmax(uar))
+    right.annotate(
+        f"best {uar[best]:.3f}", (epochs[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
+        fontsize=8, color=BLUE,
+    )  # fmt: skip
+    right.set_ylim(0, 1)
+    right.set_ylabel("validation")
+    for ax in (left, right):
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.25)
+        ax.legend(frameon=False, fontsize=8)
+    drawing.suptitle(title, fontsize=10)
+    save(drawing, path)
+
+
+def histogram(path: Path, counts: Mapping[str, Mapping[str, Sequence[int]]], labels: Sequence[str], title: str) -> None:
+    """Draw clips by class, stacked, one panel a grouping.
+
+    Args:
+        path: of the PNG.
+        counts: grouping (part, sex) -> group -> clips of each class [C].
+        labels: the C classes.
+        title: above all panels.
+    """
+    drawing, axes = figure(4.6 * len(counts), 3.6, columns=len(counts))
+    palette = [BLUE, ORANGE, GREY, "#5aa469", "#a05195", "#c9b458"]
+    places = np.arange(len(labels))
+    for ax, (grouping, groups) in zip(axes, counts.items(), strict=True):
+        bottom = np.zeros(len(labels))
+        for number, (name, values) in enumerate(groups.items()):
+            ax.bar(places, values, bottom=bottom, width=0.75, label=name, color=palette[number % len(palette)])
+            bottom += np.asarray(values)
+        for place, total in zip(places, bottom, strict=True):
+            ax.text(place, total, f"{total:.0f}", ha="center", va="bottom", fontsize=7)
+        ax.set_xticks(places, labels, rotation=40, ha="right", rotation_mode="anchor")
+        ax.set_ylabel("clips")
+        ax.set_title(f"by {grouping}", fontsize=9)
+        # Outside the bars, which may reach any height.
+        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    drawing.suptitle(title, fontsize=10)
+    save(drawing, path)

@@ -1,0 +1,366 @@
+"""``fit(experiment)``: the loop, readable from top to bottom. gin has done its work before this begins."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser import checkpoints, dist, evaluation, plots
+from ser.batches import Batch, ClipReader, SoundSource, check_labels, prefetch, shuffled
+from ser.errors import UserError
+from ser.experiment import Experiment, Run
+from ser.features import FeatureStore
+from ser.layers import InputNorm
+from ser.losses import class_weights
+from ser.metadata import Clip
+from ser.tracking import read_log
+
+__all__ = ["Interrupted", "dry_run", "fit", "is_finished", "open_reader"]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; ``last.pt`` holds everything that resuming needs."""
+
+
+@dataclass
+class State:
+    """Where a run stands.
+
+    Attributes:
+        epoch: the one that is running, counted from 0.
+        batch: batches of it that are done.
+        step: optimiser steps so far.
+        best_uar, best_epoch: of validation; -1 before the first.
+        losses: training loss of each step of the running epoch.
+        seconds: spent in training, over all sessions.
+        finished: no further step will be made.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_uar: float = -1.0
+    best_epoch: int = -1
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool = True) -> State:
+    """Train, validate after every epoch, keep the best and the last checkpoint.
+
+    Args:
+        experiment: what to train.
+        run: where to write.
+        resume: go on from ``last.pt``; the result is the same as without the interruption.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: data or settings that cannot work, found before the first step wherever possible.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    training, seed = experiment.training, experiment.seed
+    setup = set_up(experiment, fit_norm=not resume)
+    train, model, optimizer = setup.train, setup.model, setup.optimizer
+    steps = training.epochs * len(shuffled(len(train), training.batch_size, seed, 0))
+
+    state = State()
+    if resume:
+        state = restore(run, model, optimizer)
+    tracker = experiment.tracking.open(run.folder, run.settings, run.group)
+    tracker.rewind(state.step)
+    if not resume:
+        dist.seed_everything(seed)
+    if progress:
+        print(describe(experiment, setup, steps))
+
+    with stop_requests() as stop, progress_bar(steps, state, progress) as bar:
+        while not state.finished:
+            order = shuffled(len(train), training.batch_size, seed, state.epoch)[state.batch :]
+            model.train()
+            for batch in prefetch(setup.crops(order, seed, state.epoch)):
+                started = time.perf_counter()
+                factor = experiment.schedule.factor(state.step, steps)
+                values = train_step(experiment, setup, batch, state.epoch, factor)
+                state.losses.append(values["train/loss"])
+                state.step += 1
+                state.batch += 1
+                state.seconds += time.perf_counter() - started
+                if state.step % experiment.tracking.every == 0:
+                    tracker.log(state.step, values)
+                bar.update()
+                bar.set_postfix_str(f"loss {np.mean(state.losses):.3f}, best UAR {max(state.best_uar, 0):.3f}")
+                if stop.requested:
+                    save(run.last, experiment, run, state, model, optimizer)
+                    tracker.close()
+                    raise Interrupted(f"stopped at step {state.step}; go on with: just resume {run.folder.name}")
+
+            started = time.perf_counter()
+            predictions = setup.validate(experiment)
+            figures = evaluation.score(predictions)
+            values = epoch_values(state, figures, predictions)
+            tracker.log(state.step, values)
+            state.epoch, state.batch, state.losses = state.epoch + 1, 0, []
+            if better := figures["uar"] > state.best_uar:
+                state.best_uar, state.best_epoch = figures["uar"], state.epoch
+            patience_over = state.epoch - state.best_epoch >= training.patience
+            state.finished = state.epoch == training.epochs or patience_over
+            state.seconds += time.perf_counter() - started
+            if progress:
+                bar.write(
+                    f"epoch {state.epoch:3d} of {training.epochs}  loss {values['epoch/train_loss']:.3f}  "
+                    f"validation loss {values['val/loss']:.3f}  UAR {figures['uar']:.3f}{'  best' if better else ''}"
+                )
+            if better:
+                save(run.best, experiment, run, state, model)
+            save(run.last, experiment, run, state, model, optimizer)
+            plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
+    tracker.close()
+    return state
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop works with, ready on the device.
+
+    Attributes:
+        train, validation: clips of the two parts.
+        reader: of their inputs.
+        model, optimizer: of the experiment.
+        weights: of the classes, float [C].
+        crop: length of a training crop, in samples or frames.
+    """
+
+    train: list[Clip]
+    validation: list[Clip]
+    reader: ClipReader
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    weights: Tensor
+    crop: int
+
+    def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield the training batches of ``order`` on the device."""
+        for rows in order:
+            batch = self.reader.crops([self.train[row] for row in rows], self.crop, seed, epoch)
+            yield batch.to(self.weights.device)
+
+    def validate(self, experiment: Experiment) -> evaluation.Predictions:
+        """Predict the validation part."""
+        precision = experiment.training.precision
+        return evaluation.predict(self.model, experiment.features, self.reader, self.validation, precision)
+
+
+def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
+    """Open the data, check it against the model, and bring everything to the device.
+
+    Args:
+        experiment: what to train.
+        fit_norm: give the model the statistics of the training part; a checkpoint brings its own.
+
+    Raises:
+        UserError: no clips, no features, or a label that the model does not know.
+    """
+    protocol, device = experiment.protocol, dist.device()
+    train, validation = protocol.part("train"), protocol.part("val")
+    reader = open_reader(experiment)
+    check_labels([*train, *validation], reader.labels)
+    if fit_norm:
+        fit_input_norm(experiment, reader, train)
+    model = experiment.model.to(device)
+    experiment.features.front_end.to(device)
+    counts = torch.tensor(protocol.class_counts(train))
+    weights = class_weights(counts, experiment.loss.class_weights).to(device)
+    crop = round(experiment.training.crop_seconds * experiment.features.input_rate)
+    return Setup(train, validation, reader, model, experiment.optimizer.build(model), weights, crop)
+
+
+def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, factor: float) -> dict[str, Any]:
+    """Augment, forward, backward, clip, step; return what the log wants to know."""
+    model, optimizer = setup.model, setup.optimizer
+    training, augment, seed = experiment.training, experiment.augment, experiment.seed
+    inputs, targets = batch.inputs, batch.targets
+    if not experiment.features.cached:
+        inputs = augment.clipwise("sound", inputs, batch.lengths, seed, epoch, batch.names)
+    frames, lengths = experiment.features.frames(inputs, batch.lengths)
+    frames = augment.clipwise("features", frames, lengths, seed, epoch, batch.names)
+    frames, targets = augment.across(frames, targets, seed, epoch, batch.names)
+
+    for group in optimizer.param_groups:
+        group["lr"] = experiment.optimizer.lr * factor
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+        logits = model(frames, lengths)
+    loss = experiment.loss(logits, targets, setup.weights)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+    value = loss.item()
+    if not math.isfinite(value) or not torch.isfinite(norm):
+        raise UserError(
+            f"loss {value}, gradient norm {float(norm)} in a batch of {', '.join(batch.names[:4])} ...; "
+            "lower train/lr, or look at these clips"
+        )
+    optimizer.step()
+    return {"train/loss": value, "train/lr": experiment.optimizer.lr * factor, "train/grad_norm": float(norm)}
+
+
+def epoch_values(state: State, figures: dict, predictions: evaluation.Predictions) -> dict[str, Any]:
+    """Return the line of the log that closes an epoch."""
+    index = [predictions.labels.index(reference) for reference in predictions.references]
+    likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
+    return {
+        "epoch": state.epoch + 1,
+        "epoch/train_loss": float(np.mean(state.losses)),
+        "val/loss": float(-likelihoods.mean()),
+        **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
+        **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
+    }
+
+
+def open_reader(experiment: Experiment) -> ClipReader:
+    """Return the reader of what the experiment's features are made from: the feature store, or sound."""
+    protocol, features = experiment.protocol, experiment.features
+    source = FeatureStore(protocol.corpus, features) if features.cached else SoundSource(protocol.table)
+    return ClipReader(source, experiment.model.labels)
+
+
+def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[Clip]) -> None:
+    """Give the model's corpus normalisation the statistics of the training part."""
+
+    def frames() -> Iterator[Tensor]:
+        for clip in clips:
+            value = reader.read(clip).float()
+            yield experiment.features.frames(value[None], torch.tensor([len(value)]))[0][0]
+
+    for module in experiment.model.modules():
+        if isinstance(module, InputNorm) and module.kind == "corpus":
+            module.fit(frames())
+
+
+def save(
+    path,
+    experiment: Experiment,
+    run: Run,
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write a self-describing checkpoint; with the optimiser it is one to resume from."""
+    protocol = experiment.protocol
+    content: dict[str, Any] = {
+        "model": model.state_dict(),
+        "config": run.config,
+        "labels": list(model.labels),
+        "label_source": protocol.label_source,
+        "corpus": protocol.corpus,
+        "scheme": protocol.scheme,
+        "fold": protocol.fold,
+        "split_sha256": protocol.split.sha256,
+        "train_speakers": sorted({clip.speaker for clip in protocol.part("train")}),
+        "state": asdict(state),
+    }
+    if optimizer is not None:
+        rng = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        content |= {"optimizer": optimizer.state_dict(), "rng": rng}
+    checkpoints.save(path, content)
+
+
+def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Bring model, optimiser and random numbers back to where ``last.pt`` left them."""
+    content = checkpoints.load(run.last)
+    checkpoints.restore(model, content["model"], run.last)
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"]["torch"])
+    if "cuda" in content["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["rng"]["cuda"])
+    return State(**content["state"])
+
+
+def is_finished(run: Run) -> bool:
+    """Say whether the run has made its last step."""
+    return run.last.is_file() and checkpoints.load(run.last)["state"]["finished"]
+
+
+def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
+    """Say in a few lines what is about to be trained on what."""
+    model, protocol, train, validation = setup.model, experiment.protocol, setup.train, setup.validation
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
+    return (
+        f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
+        f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
+        f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
+        f"split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
+    )
+
+
+@dataclass
+class StopRequest:
+    """Set by the signal handler, read after every step."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request that the loop meets between two steps; a second one ends at once."""
+    request = StopRequest()
+
+    def handle(number: int, frame: object) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def progress_bar(steps: int, state: State, progress: bool):
+    """Return a bar over all steps, with loss, best UAR and the time left."""
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=state.step, desc="train", unit="step", disable=None if progress else True, leave=False)
+
+
+def dry_run(experiment: Experiment, steps: int = 50) -> None:
+    """Make a few steps and print loss, gradient norm, shapes and dtypes; nothing is written.
+
+    Raises:
+        UserError: as ``fit``.
+    """
+    training, seed = experiment.training, experiment.seed
+    setup = set_up(experiment)
+    print(describe(experiment, setup, steps))
+    dist.seed_everything(seed)
+    setup.model.train()
+    epochs = -(-steps // len(shuffled(len(setup.train), training.batch_size, seed, 0)))
+    plan = [(e, rows) for e in range(epochs) for rows in shuffled(len(setup.train), training.batch_size, seed, e)]
+    for step, (epoch, rows) in enumerate(plan[:steps], start=1):
+        started = time.perf_counter()
+        (batch,) = setup.crops([rows], seed, epoch)
+        values = train_step(experiment, setup, batch, epoch, experiment.schedule.factor(step - 1, steps))
+        if step == 1:
+            for name, tensor in (("inputs", batch.inputs), ("lengths", batch.lengths), ("targets", batch.targets)):
+                print(f"  {name}: {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
+            print(f"  class weights: {[round(weight, 3) for weight in setup.weights.tolist()]}")
+        if step == 1 or step % 10 == 0 or step == steps:
+            print(
+                f"step {step:3d}  loss {values['train/loss']:.4f}  gradient norm {values['train/grad_norm']:.3f}  "
+                f"lr {values['train/lr']:.2e}  {1000 * (time.perf_counter() - started):.0f} ms"
+            )
+    logits = setup.validate(experiment).logits
+    print(f"validation: logits {list(logits.shape)}, all finite")

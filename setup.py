@@ -1,0 +1,36 @@
+"""Packaging of ``ser-toolkit``; versions that are tested together are pinned in ``constraints.txt``."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1] for line in (ROOT / "ser/__init__.py").read_text().splitlines() if line.startswith("__version__")
+)
+
+setup(
+    name="ser-toolkit",
+    version=VERSION,
+    description="Audio-only speech emotion recognition on CREMA-D and RAVDESS, without the field's usual leaks",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["ser"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.9,<2.12",
+        "torchaudio>=2.9,<2.12",
+        "gin-config>=0.5,<0.6",
+        "transformers>=5.0,<6",
+        "speechbrain>=1.1,<2",
+        "numpy>=1.26",
+        "soundfile>=0.12",
+        "scikit-learn>=1.4",
+        "wandb>=0.18",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={"dev": ["hypothesis>=6", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]},
+    entry_points={"console_scripts": ["ser=ser.cli:main"]},
+)

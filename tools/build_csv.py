@@ -1,0 +1,31 @@
+"""Phase 1: build data/<corpus>/metadata.csv from the raw recordings."""
+
+import argparse
+from pathlib import Path
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("--raw", type=Path, help="folder with the recordings; remembered from the last time by default")
+    parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
+    arguments = parser.parse_args()
+
+    from ser import corpora, metadata, preparing
+
+    corpus = corpora.corpus(arguments.corpus)
+    raw = arguments.raw or metadata.raw_folder(corpus.name)
+    clips, missing = preparing.clips_of(corpus, raw, arguments.allow_missing)
+    path = metadata.write_table(corpus.name, clips)
+    metadata.remember_raw(corpus.name, raw, missing)
+    speakers = len({clip.speaker for clip in clips})
+    hours = sum(clip.seconds for clip in clips) / 3600
+    absent = f", {missing} official clips missing" if missing else ""
+    print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{absent}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Phase 6: train and test every fold of an experiment's scheme, resumable, and pool the out-of-fold predictions."""
+
+import argparse
+
+from ser.errors import EXIT_INTERRUPTED, tool
+
+
+@tool
+def main() -> int | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", help="name of a file in gin/exp/")
+    parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
+    arguments = parser.parse_args()
+
+    from ser import reporting, runs
+
+    done = runs.cross_validate(arguments.experiment, arguments.overrides)
+    if done is None:
+        return EXIT_INTERRUPTED
+    print(reporting.evaluation(*done))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Phase 6: score a run on a part of its own protocol; writes metrics.json, predictions.csv and confusion.png."""
+
+import argparse
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
+    parser.add_argument("--part", default="test", help="test (counted), val or train")
+    arguments = parser.parse_args()
+
+    from ser import reporting, runs
+
+    print(reporting.evaluation(*runs.evaluate(arguments.run, arguments.part)))
+
+
+if __name__ == "__main__":
+    main()

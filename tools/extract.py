@@ -1,0 +1,25 @@
+"""Phase 2: extract the features of gin/features/<name>.gin into data/<corpus>/feats/<name>/; resumes and verifies."""
+
+import argparse
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("features", help="name of a file in gin/features/, such as logmel80")
+    arguments = parser.parse_args()
+
+    from ser import config, metadata
+    from ser.features import extract, store_folder
+
+    features = config.load_features(arguments.features)
+    counts = extract(metadata.read_table(arguments.corpus, check_files=True), features)
+    done = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print(f"{store_folder(arguments.corpus, features)}: {done}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Phases 3-5: train an experiment of gin/exp/, resume a run, show a configuration, or try 50 steps."""
+
+import argparse
+
+from ser.errors import EXIT_INTERRUPTED, UserError, tool
+
+
+@tool
+def main() -> int | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", help="name of a file in gin/exp/, path of a run.gin, or with --resume a run")
+    parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--show", action="store_true", help="print resolved, defaulted and unused values, and stop")
+    mode.add_argument(
+        "--dry-run", action="store_true", help="make 50 steps, print loss, norms and shapes, keep nothing"
+    )
+    mode.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    arguments = parser.parse_args()
+
+    import warnings
+
+    from ser import config
+
+    warnings.filterwarnings("ignore", module="speechbrain|torchaudio")
+    if arguments.show:
+        print(config.show(config.load(arguments.experiment, arguments.overrides)), end="")
+        return None
+    if arguments.dry_run:
+        from ser.training import dry_run
+
+        dry_run(config.build(config.load(arguments.experiment, arguments.overrides)))
+        return None
+
+    from ser import runs
+
+    if arguments.resume:
+        if arguments.overrides:
+            raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
+        experiment, run = runs.reopen(arguments.experiment)
+    else:
+        experiment, run = runs.create(config.load(arguments.experiment, arguments.overrides))
+    return None if runs.train(experiment, run) else EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    main()
