@@ -2,12 +2,13 @@
 
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
-ground    errors, files, labels, audio, layers, dist, metrics, stats, losses, plots
-table     metadata, corpora, demo, splits, verify
+ground    errors, files, progress, labels, audio, layers, dist, metrics, stats, losses, plots
+table     metadata, demo, corpora, splits, verify, preparing, protocol, histogram
 signal    mel, augment, features, batches
 models    ecapa_tdnn
 learning  optim, checkpoints, tracking, experiment, evaluation, training
-door      config, cli
+after     summary, reporting
+door      config, runs, cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.
 """

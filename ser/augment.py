@@ -6,7 +6,7 @@ Shapes: B clips, N samples, T frames, D features, C classes; ``lengths`` are lon
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Operation:
     """What all operations share: a probability, and the kind of input that they change."""
 
     kind = ""  # sound, features or batch
+    __call__: Callable
 
     def __init__(self, probability: float):
         if not 0 <= probability <= 1:
@@ -191,9 +192,7 @@ class Augmentation:
     def __init__(self, operations: Sequence[Operation] = ()):
         for operation in operations:
             if not isinstance(operation, Operation):
-                raise UserError(
-                    f"Augmentation.operations holds {operation!r}; expected operations such as @SpecAugment()"
-                )
+                raise UserError(f"Augmentation.operations holds {operation!r}; expected such as @SpecAugment()")
         self.operations = tuple(operations)
 
     def of_kind(self, kind: str) -> list[tuple[int, Operation]]:

@@ -342,9 +342,7 @@ def build(config: Config, what: str | None = None) -> Any:
     if what is None:
         experiment = construct(config, ROOT)
         if unused := unused_keys():
-            raise UserError(
-                f"{config.name}: bound but used by nothing: {some(unused)}; remove it or choose what uses it"
-            )
+            raise UserError(f"{config.name}: bound but used by nothing: {some(unused)}; remove it")
         return experiment
     values = [b.value for b in config.bindings if b.parameter == what and b.selector.endswith("Experiment")]
     if not values:
@@ -388,11 +386,12 @@ def show(config: Config) -> str:
     bound = snapshot_lines(gin.config_str(max_line_length=LINE))
     used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
 
-    def lines(keys: Iterator[str], values: dict[str, Any]) -> str:
+    def lines(keys: set[str], values: dict[str, Any]) -> str:
         return "".join(f"  {key} = {gin_config._format_value(values[key])}\n" for key in sorted(keys)) or "  none\n"
 
     return (
-        f"{config.name}\n\nresolved: set in gin files or on the command line\n{lines(bound.keys() & used.keys(), bound)}"
+        f"{config.name}\n"
+        f"\nresolved: set in gin files or on the command line\n{lines(bound.keys() & used.keys(), bound)}"
         f"\ndefaulted: not set, taken from the code\n{lines(used.keys() - bound.keys(), used)}"
         f"\nunused: set, but nothing uses it (training would stop here)\n{lines(bound.keys() - used.keys(), bound)}"
     )

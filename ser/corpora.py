@@ -112,12 +112,15 @@ RAVDESS_EMOTIONS = dict(
     )
 )
 RAVDESS_INTENSITIES = {"01": "normal", "02": "strong"}
+RAVDESS_STEREO = (
+    "03-01-02-01-01-02-01", "03-01-08-01-02-02-01", "03-01-02-01-02-02-05",
+    "03-01-03-01-02-01-20", "03-01-06-01-01-02-20",
+)  # fmt: skip
+RAVDESS_TWINS = ("03-01-03-01-02-01-07", "03-01-03-01-02-02-07")
 RAVDESS_ODD = {
-    **{
-        f"03-01-03-01-02-0{take}-07": "identical sound in two repetitions: 03-01-03-01-02-{01,02}-07" for take in (1, 2)
-    },
-    **dict.fromkeys(("03-01-02-01-01-02-01", "03-01-08-01-02-02-01", "03-01-02-01-02-02-05", "03-01-03-01-02-01-20", "03-01-06-01-01-02-20"), "stereo in the official distribution"),
-}  # fmt: skip
+    **dict.fromkeys(RAVDESS_STEREO, "stereo in the official distribution"),
+    **dict.fromkeys(RAVDESS_TWINS, f"identical sound in two repetitions: {' and '.join(RAVDESS_TWINS)}"),
+}
 
 
 def ravdess_parts(name: str) -> list[str] | None:
@@ -180,7 +183,7 @@ def parse_demo(name: str) -> Fields | None:
     return {
         "clip": name,
         "speaker": speaker,
-        "sex": "male" if int(speaker[1:]) % 2 else "female",
+        "sex": demo.sex(speaker),
         "emotion": emotion,
         "intensity": "unspecified",
         "statement": statement,

@@ -7,16 +7,17 @@ Shapes: B clips, T frames, D mel bands, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ser.layers import InputNorm, pad_reflect
+from ser.layers import Classifier, InputNorm, pad_reflect
 
 __all__ = ["EcapaTdnn"]
 
 
-class EcapaTdnn(nn.Module):
+class EcapaTdnn(Classifier):
     """ECAPA-TDNN classifier.
 
     Args:
@@ -76,20 +77,19 @@ class EcapaTdnn(nn.Module):
         return self.ecapa.fc(x).squeeze(2)
 
 
-def tdnn(block: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+def tdnn(block: Any, x: Tensor, lengths: Tensor) -> Tensor:
     """Run a SpeechBrain ``TDNNBlock`` on x [B, C, T], reflecting each clip at its own ends."""
     conv = block.conv.conv
     padding = conv.dilation[0] * (conv.kernel_size[0] - 1) // 2
     return block.dropout(block.norm(block.activation(conv(pad_reflect(x, lengths, padding)))))
 
 
-def se_res2net(block: nn.Module, x: Tensor, lengths: Tensor, relative: Tensor) -> Tensor:
+def se_res2net(block: Any, x: Tensor, lengths: Tensor, relative: Tensor) -> Tensor:
     """Run a SpeechBrain ``SERes2NetBlock`` on x [B, C, T]."""
     residual = block.shortcut(x) if block.shortcut else x
     first, *chunks = block.tdnn1(x).chunk(block.res2net_block.scale, dim=1)
-    outputs, y = [first], 0.0
-    for chunk, layer in zip(chunks, block.res2net_block.blocks, strict=True):
-        y = tdnn(layer, chunk + y, lengths)
-        outputs.append(y)
+    outputs = [first]
+    for number, (chunk, layer) in enumerate(zip(chunks, block.res2net_block.blocks, strict=True)):
+        outputs.append(tdnn(layer, chunk + outputs[-1] if number else chunk, lengths))
     x = block.tdnn2(torch.cat(outputs, dim=1))
     return block.se_block(x, relative) + residual

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ser import dist, metrics, plots, stats
 from ser.batches import ClipReader, bucketed
 from ser.errors import UserError
 from ser.features import Features
 from ser.files import append_line, read_csv, write_csv, write_json
+from ser.layers import Classifier
 from ser.metadata import Clip
+from ser.progress import progress as progress_bar
 
 __all__ = ["Predictions", "count_scoring", "pool", "predict", "read_predictions", "score", "write_evaluation"]
 
@@ -75,7 +76,7 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
+    model: Classifier,
     features: Features,
     reader: ClipReader,
     clips: Sequence[Clip],
@@ -87,15 +88,13 @@ def predict(
     Raises:
         UserError: an input that cannot be read, or an answer that is not finite.
     """
-    from tqdm import tqdm
-
     device = dist.device()
     was_training = model.training
     model.eval()
     rate = features.input_rate
     batches = bucketed([reader.source.length(clip) for clip in clips], round(BUDGET_SECONDS * rate))
     logits = np.empty((len(clips), len(reader.labels)))
-    with tqdm(total=len(clips), desc="evaluate", unit="clip", disable=None if progress else True, leave=False) as bar:
+    with progress_bar(None, "evaluate", len(clips), shown=progress) as bar:
         for rows in batches:
             batch = reader.whole([clips[row] for row in rows]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -103,11 +102,9 @@ def predict(
                 logits[rows] = model(inputs, lengths).double().cpu().numpy()
             bar.update(len(rows))
     model.train(was_training)
-    bad = np.flatnonzero(~np.isfinite(logits).all(1))
-    if len(bad):
-        raise UserError(
-            f"clip '{clips[bad[0]].clip}': the model's answer is not finite; train again with a lower train/lr"
-        )
+    bad = np.flatnonzero(~np.isfinite(logits).all(1)).tolist()
+    if bad:
+        raise UserError(f"clip '{clips[bad[0]].clip}': the model's answer is not finite; train again, lower train/lr")
     return Predictions(
         [clip.clip for clip in clips], [clip.speaker for clip in clips], [clip.emotion for clip in clips],
         reader.labels, logits,
@@ -164,8 +161,8 @@ def write_evaluation(folder: Path, predictions: Predictions, about: Mapping[str,
     result = {**score(predictions), **about}
     folder.mkdir(parents=True, exist_ok=True)
     columns = ["clip", "speaker", "label", "predicted", *(f"p_{label}" for label in predictions.labels)]
-    rows = []
-    for number, probabilities in enumerate(predictions.probabilities):
+    rows, probabilities = [], predictions.probabilities
+    for number in np.argsort(predictions.clips):
         row: dict[str, Any] = {
             "clip": predictions.clips[number],
             "speaker": predictions.speakers[number],
@@ -173,9 +170,9 @@ def write_evaluation(folder: Path, predictions: Predictions, about: Mapping[str,
             "predicted": predictions.labels[predictions.answers[number]],
         }
         rows.append(
-            row | {f"p_{label}": f"{p:.8f}" for label, p in zip(predictions.labels, probabilities, strict=True)}
+            row | {f"p_{label}": f"{p:.8f}" for label, p in zip(predictions.labels, probabilities[number], strict=True)}
         )
-    write_csv(folder / "predictions.csv", columns, sorted(rows, key=lambda row: row["clip"]))
+    write_csv(folder / "predictions.csv", columns, rows)
     title = (
         f"{about.get('corpus', '')} {about.get('split_scheme', '')} {about.get('part', '')}: UAR {result['uar']:.3f}"
     )

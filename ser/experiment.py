@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ser.augment import Augmentation
 from ser.errors import UserError, nearest
 from ser.features import Features
+from ser.layers import Classifier
 from ser.losses import Loss
 from ser.optim import AdamW, WarmupCosine
 from ser.protocol import Protocol
@@ -54,7 +53,7 @@ class Experiment:
     augment: Augmentation
     features: Features
     loss: Loss
-    model: nn.Module
+    model: Classifier
     optimizer: AdamW
     protocol: Protocol
     schedule: WarmupCosine
@@ -66,8 +65,8 @@ class Experiment:
         sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
         if self.features.cached and sound:
             raise UserError(
-                f"augment: {' and '.join(sound)} change sound, but Features.cached is True and stored features are read; "
-                "set 'Features.cached = False' or leave them out"
+                f"augment: {' and '.join(sound)} change sound, but Features.cached is True: stored features "
+                "are read; set 'Features.cached = False' or leave them out"
             )
 
 

@@ -20,6 +20,7 @@ from ser.errors import UserError
 from ser.files import append_line, corpus_folder, read_json, write_json
 from ser.mel import LogMel
 from ser.metadata import Clip, Table
+from ser.progress import progress as progress_bar
 
 __all__ = ["FeatureStore", "Features", "extract"]
 
@@ -111,7 +112,8 @@ def check_spec(folder: Path, index: dict, features: Features) -> None:
     if index.get("spec") != features.spec:
         made, asked = json.dumps(index.get("spec")), json.dumps(features.spec)
         raise UserError(
-            f"{folder}: made otherwise: {made}; asked for: {asked}; remove the folder, or give the new kind another name"
+            f"{folder}: made otherwise: {made}; asked for: {asked}; "
+            "remove the folder, or give the new kind another name"
         )
 
 
@@ -149,14 +151,12 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
     Raises:
         UserError: unreadable sound, or a store made otherwise.
     """
-    from tqdm import tqdm
-
     folder = store_folder(table.corpus, features)
     folder.mkdir(parents=True, exist_ok=True)
     known = open_store(folder, features)
     whole = {
         clip.clip: known[clip.clip]
-        for clip in tqdm(table.clips, "check", unit="clip", disable=None if progress and known else True, leave=False)
+        for clip in progress_bar(table.clips, "check", len(table.clips), shown=progress)
         if is_whole(folder, table, clip, known.get(clip.clip))
     }
     todo = [clip for clip in table.clips if clip.clip not in whole]
@@ -166,9 +166,7 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
         loader = torch.utils.data.DataLoader(
             Work(table, features, todo), batch_size=None, num_workers=min(len(todo), len(os.sched_getaffinity(0)))
         )
-        for result in tqdm(
-            loader, f"extract {table.corpus} {features.name}", unit="clip", disable=None if progress else True, leave=False
-        ):
+        for result in progress_bar(loader, f"extract {table.corpus} {features.name}", len(todo), shown=progress):
             if isinstance(result, UserError):
                 raise result
             name, frames, content, source = result

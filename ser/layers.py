@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ser.errors import UserError, nearest
 
-__all__ = ["NORMALISATIONS", "InputNorm", "clip_mask", "masked_mean_std", "pad_reflect"]
+__all__ = ["NORMALISATIONS", "Classifier", "InputNorm", "clip_mask", "masked_mean_std", "pad_reflect"]
 
 NORMALISATIONS = ("corpus", "clip", "none")
 
@@ -61,6 +61,12 @@ def masked_mean_std(x: Tensor, lengths: Tensor, smallest: float = 1e-5) -> tuple
     return mean, variance.clamp_min(smallest**2).sqrt()
 
 
+class Classifier(nn.Module):
+    """What every model is: ``forward(inputs, lengths) -> logits`` [B, C], and the names of its C classes."""
+
+    labels: tuple[str, ...]
+
+
 class InputNorm(nn.Module):
     """Bring features to zero mean and unit variance.
 
@@ -75,13 +81,15 @@ class InputNorm(nn.Module):
         if kind not in NORMALISATIONS:
             raise UserError(f"normalisation '{kind}' is unknown{nearest(kind, NORMALISATIONS)}")
         self.kind = kind
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 
     @torch.no_grad()
     def fit(self, clips: Iterable[Tensor]) -> None:
         """Take mean and standard deviation over all frames of ``clips`` [T, D], in double precision."""
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
         for clip in clips:
             frames = clip.double()
             count += len(frames)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ser.errors import UserError, nearest, some
 from ser.files import corpus_folder, read_csv, read_json, write_csv, write_json
@@ -112,18 +113,13 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
 
 def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:
     """Turn a row of text into a ``Clip``."""
-    values = {column: row[column] for column in COLUMNS}
+    values: dict[str, Any] = {column: row[column] for column in COLUMNS}
     try:
-        return Clip(
-            **values
-            | {
-                "seconds": float(values["seconds"]),
-                "sample_rate": int(values["sample_rate"]),
-                "channels": int(values["channels"]),
-            }
-        )
+        values |= {"seconds": float(row["seconds"])}
+        values |= {column: int(row[column]) for column in ("sample_rate", "channels")}
     except ValueError as error:
         raise UserError(f"{path}: line {line}: seconds, sample_rate and channels must be numbers ({error})") from error
+    return Clip(**values)
 
 
 def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:

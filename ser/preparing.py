@@ -1,6 +1,7 @@
 """From verified recordings to rows of the metadata table."""
 
 from pathlib import Path
+from typing import Any
 
 from ser import audio, splits, verify
 from ser.corpora import Corpus, demographics
@@ -37,9 +38,8 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
     for name, path in sorted(found.clips.items()):
         info = audio.header(path)
         fields = corpus.parse(path.stem) or {}
-        row = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})
         row |= {"path": path.relative_to(raw).as_posix(), "corpus": corpus.name, "split": parts.get(name, "")}
-        clips.append(
-            Clip(**row | {"seconds": info.seconds, "sample_rate": info.sample_rate, "channels": info.channels})
-        )
+        row |= {"seconds": info.seconds, "sample_rate": info.sample_rate, "channels": info.channels}
+        clips.append(Clip(**row))
     return clips, len(missing)

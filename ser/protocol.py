@@ -64,7 +64,8 @@ class Protocol:
         if not self.parts[name]:
             at_hand = ", ".join(f"{part} {len(clips)}" for part, clips in self.parts.items())
             raise UserError(
-                f"{self.describe()}: no clip of part '{name}' is at hand ({at_hand}); choose another: just part=val eval RUN"
+                f"{self.describe()}: no clip of part '{name}' is at hand ({at_hand}); "
+                "choose another: just part=val eval RUN"
             )
         return self.parts[name]
 

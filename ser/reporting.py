@@ -17,9 +17,7 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
     if reason := metrics.get("ci95_reason"):
         lines.append(f"  no interval: {reason}")
     if strict := metrics.get("strict"):
-        lines.append(
-            f"  strict   UAR {strict['uar']:.3f}, WA {strict['wa']:.3f}: answers outside the shared labels are errors"
-        )
+        lines.append(f"  strict   UAR {strict['uar']:.3f}, WA {strict['wa']:.3f}: an answer outside them is an error")
         lines.append(f"  calm     {metrics['calm_policy']}; left out: {metrics['left_out'] or 'nothing'}")
     if folds := metrics.get("folds"):
         lines.append("  folds    UAR " + "  ".join(f"{fold['uar']:.3f}" for fold in folds))

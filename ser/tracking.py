@@ -59,7 +59,7 @@ class Tracker:
             self.run = self.start_wandb(tracking, folder, settings, group, mode)
 
     @staticmethod
-    def start_wandb(tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, mode: str):
+    def start_wandb(tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, mode: Any):
         """Start a W&B run of the folder's name, continuing it where it exists; training never fails for it."""
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from ser.batches import Batch, ClipReader, SoundSource, check_labels, prefetch, 
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.features import FeatureStore
-from ser.layers import InputNorm
+from ser.layers import Classifier, InputNorm
 from ser.losses import class_weights
 from ser.metadata import Clip
+from ser.progress import progress as progress_bar
 from ser.tracking import read_log
 
 __all__ = ["Interrupted", "dry_run", "fit", "is_finished", "open_reader"]
@@ -81,7 +83,7 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
     if progress:
         print(describe(experiment, setup, steps))
 
-    with stop_requests() as stop, progress_bar(steps, state, progress) as bar:
+    with stop_requests() as stop, progress_bar(None, "train", steps, "step", progress, state.step) as bar:
         while not state.finished:
             order = shuffled(len(train), training.batch_size, seed, state.epoch)[state.batch :]
             model.train()
@@ -141,7 +143,7 @@ class Setup:
     train: list[Clip]
     validation: list[Clip]
     reader: ClipReader
-    model: nn.Module
+    model: Classifier
     optimizer: torch.optim.Optimizer
     weights: Tensor
     crop: int
@@ -169,6 +171,8 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
         UserError: no clips, no features, or a label that the model does not know.
     """
     protocol, device = experiment.protocol, dist.device()
+    if device.type == "cpu":
+        dist.keep_freed_memory()
     train, validation = protocol.part("train"), protocol.part("val")
     reader = open_reader(experiment)
     check_labels([*train, *validation], reader.labels)
@@ -245,11 +249,11 @@ def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[C
 
 
 def save(
-    path,
+    path: Path,
     experiment: Experiment,
     run: Run,
     state: State,
-    model: nn.Module,
+    model: Classifier,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Write a self-describing checkpoint; with the optimiser it is one to resume from."""
@@ -274,7 +278,7 @@ def save(
     checkpoints.save(path, content)
 
 
-def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def restore(run: Run, model: Classifier, optimizer: torch.optim.Optimizer) -> State:
     """Bring model, optimiser and random numbers back to where ``last.pt`` left them."""
     content = checkpoints.load(run.last)
     checkpoints.restore(model, content["model"], run.last)
@@ -327,13 +331,6 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def progress_bar(steps: int, state: State, progress: bool):
-    """Return a bar over all steps, with loss, best UAR and the time left."""
-    from tqdm import tqdm
-
-    return tqdm(total=steps, initial=state.step, desc="train", unit="step", disable=None if progress else True, leave=False)
 
 
 def dry_run(experiment: Experiment, steps: int = 50) -> None:

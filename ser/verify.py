@@ -13,6 +13,7 @@ import numpy as np
 from ser import audio
 from ser.corpora import Corpus, Official
 from ser.errors import UserError, some
+from ser.progress import progress as progress_bar
 
 __all__ = ["Found", "Report", "check", "find_sound", "table"]
 
@@ -163,8 +164,6 @@ def check(corpus: Corpus, raw: Path, allow_missing: bool = False, progress: bool
     Raises:
         UserError: as ``find_sound``.
     """
-    from tqdm import tqdm
-
     found = find_sound(corpus, raw)
     official = corpus.official()
     workers = len(os.sched_getaffinity(0))
@@ -176,7 +175,7 @@ def check(corpus: Corpus, raw: Path, allow_missing: bool = False, progress: bool
             [official.get(clip, Official()) for clip in found.clips],
             chunksize=16,
         )
-        bar = tqdm(jobs, f"verify {corpus.name}", len(found.clips), unit="clip", disable=None if progress else True, leave=False)
+        bar = progress_bar(jobs, f"verify {corpus.name}", len(found.clips), shown=progress)
         findings = {finding.clip: finding for finding in bar}
     missing = [clip for clip in official if clip not in found.clips]
     report = Report(corpus.name, raw, len(official), found, findings, missing)

@@ -12,9 +12,7 @@ def main() -> int | None:
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--show", action="store_true", help="print resolved, defaulted and unused values, and stop")
-    mode.add_argument(
-        "--dry-run", action="store_true", help="make 50 steps, print loss, norms and shapes, keep nothing"
-    )
+    mode.add_argument("--dry-run", action="store_true", help="make 50 steps, print losses and shapes, keep nothing")
     mode.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     arguments = parser.parse_args()
 

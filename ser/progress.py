@@ -1,0 +1,25 @@
+"""Progress bars: on a terminal only, gone when they are done."""
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["progress"]
+
+
+def progress(
+    items: Iterable[Any] | None, label: str, total: int, unit: str = "clip", shown: bool = True, done: int = 0
+):
+    """Return a tqdm bar over ``items``, or one to be moved by hand where they are None.
+
+    Args:
+        items: what to go through.
+        label: what is being done.
+        total: number of items.
+        unit: of one item.
+        shown: False hides it; off a terminal it is always hidden.
+        done: items that were done before.
+    """
+    from tqdm import tqdm
+
+    disable = None if shown else True  # None: tqdm looks whether stderr is a terminal
+    return tqdm(items, label, total, unit=unit, disable=disable, leave=False, initial=done, dynamic_ncols=True)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The whole job on the built-in corpus, by the very commands that you would type.
+set -euo pipefail
+just=$1 justfile=$2
+
+run() {
+    printf '\n\033[1m$ just %s\033[0m\n' "$*"
+    "$just" --justfile "$justfile" "$@"
+}
+
+home=${SER_HOME:-$(dirname "$justfile")}
+started=$SECONDS
+run prepare demo
+run extract demo logmel80
+run train demo_ecapa
+run eval last
+run summary
+
+name=$(cat "$home/outputs/last")
+cat <<EOF
+
+done in $((SECONDS - started)) s; the pictures:
+  $home/data/demo/histogram.png
+  $home/outputs/$name/curves.png
+  $home/outputs/$name/eval/demo-holdout-test/confusion.png
+
+try next:
+  just show demo_ecapa                                          every setting of this run
+  just train demo_ecapa 'seed = 2' 'train/loss = "focal"'       another run beside it
+  just raw=PATH prepare ravdess                                 your own recordings
+EOF
