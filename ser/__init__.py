@@ -8,7 +8,7 @@ signal    mel, augment, features, batches
 models    ecapa_tdnn
 learning  optim, checkpoints, tracking, experiment, evaluation, training
 after     summary, reporting
-door      config, runs, cli
+door      config, runs, benchmarks, cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.
 """

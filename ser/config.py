@@ -213,7 +213,8 @@ def checked(name: str, bindings: list[Binding], overrides: Sequence[str]) -> Con
     for override in overrides:
         found = list(text_bindings(override, f"override `{override}`", None))
         if len(found) != 1:
-            raise UserError(f"override `{override}`: expected one binding such as 'train/epochs = 5'")
+            first = override.partition("\n")[0]
+            raise UserError(f"override `{first}`: expected one binding such as 'train/epochs = 5'")
         binding = found[0]
         # gin takes any macro; one that no file defines is a typing error that would change nothing.
         if not binding.parameter and binding.key not in macros:
@@ -250,19 +251,19 @@ def check_value(binding: Binding, macros: dict[str, Any]) -> None:
     value = binding.value
     seen = set()
     while is_macro(value):
-        macro = value.scoped_selector.removesuffix("/gin.macro")
+        macro = macro_name(value)
         if macro not in macros or macro in seen:
             raise UserError(f"{binding.where}: no macro '%{macro}' is defined{nearest(macro, macros)}")
         seen.add(macro)
         value = macros[macro]
-    if value is gin.REQUIRED:
-        shown = binding.value.scoped_selector.removesuffix("/gin.macro") if is_macro(binding.value) else binding.key
+    if is_required(value):
+        shown = macro_name(binding.value) if is_macro(binding.value) else binding.key
         raise UserError(f"'{shown}' must be set; nothing in the files sets it: add '{shown} = ...'")
     if not binding.parameter:
         return
     wanted = parameter_type(binding)
     if not fits(value, wanted):
-        name = binding.value.scoped_selector.removesuffix("/gin.macro") if is_macro(binding.value) else binding.key
+        name = macro_name(binding.value) if is_macro(binding.value) else binding.key
         raise UserError(
             f"{binding.where}: {name} is {value!r}, of type {type(value).__name__}; expected {type_name(wanted)}"
         )
@@ -271,6 +272,16 @@ def check_value(binding: Binding, macros: dict[str, Any]) -> None:
 def is_macro(value: Any) -> bool:
     """Say whether a bound value is a reference to a macro."""
     return isinstance(value, gin_config.ConfigurableReference) and value.selector == "gin.macro"
+
+
+def macro_name(value: Any) -> str:
+    """Return the name of the macro that a bound value refers to."""
+    return value.scoped_selector.removesuffix("/gin.macro")
+
+
+def is_required(value: Any) -> bool:
+    """Say whether a bound value is ``%gin.REQUIRED``, which somebody must replace."""
+    return isinstance(value, gin_config.ConfigurableReference) and value.scoped_selector == "gin.REQUIRED/gin.constant"
 
 
 def parameter_type(binding: Binding) -> Any:

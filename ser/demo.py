@@ -144,7 +144,7 @@ def make(folder: Path, clips: Sequence[str] | None = None, seed: int = 0) -> int
     workers = max(1, min(os.cpu_count() or 1, len(missing) // 50))  # to start one costs as much as some 50 clips
     with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:  # starts them at the first task
         made = pool.map(write, missing, chunksize=8) if workers > 1 else map(write, missing)
-        for _ in tqdm(made, "making the demo corpus", len(missing), unit="clip", disable=not missing):
+        for _ in progress_bar(made, "making the demo corpus", len(missing)):
             pass
     return len(missing)
 

@@ -73,7 +73,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
             return False
     print(
         f"best validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of {state.epoch}, "
-        f"{state.seconds / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
+        f"{(state.train_seconds + state.validation_seconds) / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
     )
     return True
 
@@ -193,7 +193,7 @@ def about_run(experiment: Experiment, run: Run) -> dict[str, Any]:
         "model": type(model).__name__,
         "parameters_total": sum(p.numel() for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "hours": round(state["seconds"] / 3600, 3),
+        "hours": round((state["train_seconds"] + state["validation_seconds"]) / 3600, 3),
         "trained_on": experiment.protocol.describe(),
         "label_source": experiment.protocol.label_source,
         "speaker_independent": True,

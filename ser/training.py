@@ -41,7 +41,7 @@ class State:
         step: optimiser steps so far.
         best_uar, best_epoch: of validation; -1 before the first.
         losses: training loss of each step of the running epoch.
-        seconds: spent in training, over all sessions.
+        train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
         finished: no further step will be made.
     """
 
@@ -51,7 +51,8 @@ class State:
     best_uar: float = -1.0
     best_epoch: int = -1
     losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    train_seconds: float = 0.0
+    validation_seconds: float = 0.0
     finished: bool = False
 
 
@@ -87,24 +88,24 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
         while not state.finished:
             order = shuffled(len(train), training.batch_size, seed, state.epoch)[state.batch :]
             model.train()
+            mark = time.perf_counter()
             for batch in prefetch(setup.crops(order, seed, state.epoch)):
-                started = time.perf_counter()
                 factor = experiment.schedule.factor(state.step, steps)
                 values = train_step(experiment, setup, batch, state.epoch, factor)
                 state.losses.append(values["train/loss"])
                 state.step += 1
                 state.batch += 1
-                state.seconds += time.perf_counter() - started
                 if state.step % experiment.tracking.every == 0:
                     tracker.log(state.step, values)
                 bar.update()
                 bar.set_postfix_str(f"loss {np.mean(state.losses):.3f}, best UAR {max(state.best_uar, 0):.3f}")
+                now = time.perf_counter()
+                state.train_seconds, mark = state.train_seconds + now - mark, now
                 if stop.requested:
                     save(run.last, experiment, run, state, model, optimizer)
                     tracker.close()
                     raise Interrupted(f"stopped at step {state.step}; go on with: just resume {run.folder.name}")
 
-            started = time.perf_counter()
             predictions = setup.validate(experiment)
             figures = evaluation.score(predictions)
             values = epoch_values(state, figures, predictions)
@@ -114,7 +115,7 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
                 state.best_uar, state.best_epoch = figures["uar"], state.epoch
             patience_over = state.epoch - state.best_epoch >= training.patience
             state.finished = state.epoch == training.epochs or patience_over
-            state.seconds += time.perf_counter() - started
+            state.validation_seconds += time.perf_counter() - mark
             if progress:
                 bar.write(
                     f"epoch {state.epoch:3d} of {training.epochs}  loss {values['epoch/train_loss']:.3f}  "

@@ -1,0 +1,145 @@
+"""Benchmarks: ours against what a user would pick instead, interleaved in one run, as a ratio of medians."""
+
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ser.errors import UserError, nearest
+from ser.files import PROJECT, outputs_folder, write_json
+from ser.tracking import environment
+
+__all__ = ["BENCHMARKS", "Row", "compare", "run", "table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        what: is measured, with its unit.
+        ours, peer: medians over the repeats.
+        ratio: ours / peer.
+        better: ``higher`` or ``lower``, of the ratio.
+        goal: for the ratio.
+        met: the goal is reached.
+    """
+
+    what: str
+    ours: float
+    peer: float
+    ratio: float
+    better: str
+    goal: float
+    met: bool
+
+
+def compare(
+    what: str,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    goal: float,
+    better: str = "lower",
+    repeats: int = 9,
+) -> Row:
+    """Measure two things in turn, after a warm-up of each, and compare their medians."""
+    ours(), peer()
+    mine, others = [], []
+    for _ in range(repeats):
+        mine.append(ours())
+        others.append(peer())
+    ratio = statistics.median(mine) / statistics.median(others)
+    met = ratio <= goal if better == "lower" else ratio >= goal
+    return Row(what, statistics.median(mine), statistics.median(others), ratio, better, goal, met)
+
+
+def startup() -> list[Row]:
+    """Time ``--help`` of our commands against importing torch."""
+
+    def seconds(*arguments: str) -> Callable[[], float]:
+        def measure() -> float:
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=PROJECT)
+            return time.perf_counter() - started
+
+        return measure
+
+    torch = seconds("-c", "import torch")
+    ser = "from ser.cli import main; main()"
+    return [
+        compare("tools/train.py --help against import torch, s", seconds("tools/train.py", "--help"), torch, 1.0),
+        compare("ser --help against import torch, s", seconds("-c", ser, "--help"), torch, 1.0),
+    ]
+
+
+def training() -> list[Row]:
+    """Time a step of ``fit`` on cached features against a bare loop of the same forward, backward and step."""
+    import torch
+
+    from ser import config, runs
+    from ser import training as loop
+    from ser.batches import shuffled
+
+    settings = config.load("demo_ecapa", ["train/epochs = 1", "track/wandb = 'off'", "ecapa/channels = 128"])
+    experiment, _ = runs.create(settings)
+    setup = loop.set_up(experiment)
+    order = shuffled(len(setup.train), experiment.training.batch_size, experiment.seed, 0)
+    batches = list(setup.crops(order, experiment.seed, 0))
+
+    def fit() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            fresh, run = runs.create(settings)
+            state = loop.fit(fresh, replace(run, folder=Path(folder)), progress=False)
+        return state.train_seconds / state.step
+
+    def bare() -> float:
+        setup.model.train()
+        started = time.perf_counter()
+        for batch in batches:
+            logits = setup.model(batch.inputs, batch.lengths)
+            loss = torch.nn.functional.cross_entropy(logits, batch.targets)
+            setup.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(setup.model.parameters(), experiment.training.clip_norm)
+            setup.optimizer.step()
+        return (time.perf_counter() - started) / len(batches)
+
+    return [compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.05, repeats=5)]
+
+
+BENCHMARKS = {"startup": startup, "training": training}
+
+
+def run(name: str) -> tuple[Path, list[Row]]:
+    """Run a benchmark and write ``outputs/bench/<name>.json``.
+
+    Raises:
+        UserError: no such benchmark.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"benchmark '{name}' is unknown{nearest(name, BENCHMARKS)}")
+    rows = BENCHMARKS[name]()
+    about: dict[str, Any] = environment()
+    path = outputs_folder() / "bench" / f"{name}.json"
+    machine = {"node": platform.machine(), **about["machine"]}
+    versions = {"python": about["python"], **about["packages"]}
+    write_json(path, {"machine": machine, "versions": versions, "rows": [asdict(row) for row in rows]})
+    return path, rows
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows for people."""
+    lines = [f"{'':<60}{'ours':>9}{'peer':>9}{'ratio':>8}{'goal':>9}"]
+    for row in rows:
+        sign = "<=" if row.better == "lower" else ">="
+        verdict = "met" if row.met else "missed"
+        lines.append(
+            f"{row.what:<60}{row.ours:>9.3f}{row.peer:>9.3f}{row.ratio:>8.3f}{sign:>4}{row.goal:<5.2f} {verdict}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""Fixtures of all tests: a home of their own, a small RAVDESS-like corpus, the real commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+
+# Two workers of pytest share two cores; more threads each would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Return an empty folder that holds this test's ``data/`` and ``outputs/``."""
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """Return a home in which small RAVDESS-, CREMA-D- and demo-like corpora are prepared and extracted."""
+    from corpus_factory import prepare_corpus
+
+    from ser import config
+    from ser.features import extract
+    from ser.metadata import read_table
+
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(folder))
+        for corpus in ("ravdess", "crema_d", "demo"):
+            prepare_corpus(folder, corpus)
+            extract(read_table(corpus), config.load_features("logmel80"), progress=False)
+    return folder
+
+
+@pytest.fixture
+def trained_home(prepared, tmp_path, monkeypatch) -> Path:
+    """Return a home that shares the prepared data and has outputs of its own."""
+    (tmp_path / "data").symlink_to(prepared / "data")
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    return tmp_path
+
+
+def command(*arguments: object, home: Path | None = None, **options) -> subprocess.CompletedProcess:
+    """Run ``python tools/...`` with a home of its own and return what it printed."""
+    env = dict(os.environ) | ({"SER_HOME": str(home)} if home else {})
+    tool, *rest = [str(argument) for argument in arguments]
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "tools" / tool), *rest],
+        capture_output=True, text=True, env=env, timeout=300, **options,
+    )  # fmt: skip
+
+
+def one_error_line(done: subprocess.CompletedProcess) -> str:
+    """Return the one line of a user's mistake, seen to be alone and to come with exit status 2."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]

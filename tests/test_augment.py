@@ -1,0 +1,257 @@
+"""Augmentation: exact, reproducible clip by clip, and never outside a clip."""
+
+import math
+
+import pytest
+import torch
+
+from ser.augment import Augmentation, ClipRandom, Gain, Mixup, Noise, SpecAugment
+from ser.errors import UserError
+from ser.layers import clip_mask
+
+CLIPS = [f"clip{number}" for number in range(5)]
+SAMPLES = torch.tensor([4000, 2500, 1200, 3999, 800])
+FRAMES = torch.tensor([120, 60, 7, 119, 33])
+
+
+def batch_of(lengths, *shape):
+    """Return a random batch [B, T, *shape], zero after each clip's end."""
+    x = torch.randn(len(lengths), int(max(lengths)), *shape, generator=torch.Generator().manual_seed(1))
+    return x * clip_mask(lengths, x.shape[1]).reshape(*x.shape[:2], *[1] * len(shape))
+
+
+SOUND = batch_of(SAMPLES) * torch.tensor([0.3, 0.01, 0.1, 0.2, 0.05])[:, None]
+FEATURES = batch_of(FRAMES, 40) + 3 * clip_mask(FRAMES, 120)[..., None]
+CLIPWISE = {
+    "noise": (Noise(probability=0.8), "sound", SOUND, SAMPLES),
+    "gain": (Gain(probability=0.8), "sound", SOUND, SAMPLES),
+    "specaugment": (SpecAugment(probability=0.8), "features", FEATURES, FRAMES),
+}
+each_clipwise = pytest.mark.parametrize(("operation", "kind", "x", "lengths"), CLIPWISE.values(), ids=CLIPWISE)
+
+
+def random(seed=1, epoch=0, operation=0, clips=CLIPS):
+    return ClipRandom(seed, epoch, operation, clips)
+
+
+# Random numbers
+
+
+def test_random_numbers_depend_on_seed_epoch_operation_and_clip():
+    base = random(1, 2, 3).uniform().tolist()
+    assert random(1, 2, 3).uniform().tolist() == base
+    assert len(set(base)) == len(CLIPS)
+    for other in (random(2, 2, 3), random(1, 3, 3), random(1, 2, 4), random(1, 2, 3, [f"{clip}x" for clip in CLIPS])):
+        assert not set(other.uniform().tolist()) & set(base)
+
+
+def test_random_numbers_of_a_clip_do_not_depend_on_its_neighbours():
+    together, apart = random(), random(clips=CLIPS[::-1])
+    for draw in (lambda r: r.uniform(2, 3), lambda r: r.normal(7), lambda r: r.beta(0.4)):
+        assert torch.equal(draw(together), draw(apart).flip(0))
+
+
+def test_random_numbers_have_their_distributions():
+    clips = [str(number) for number in range(4000)]
+    uniform, beta, normal = random(clips=clips).uniform(-1, 3), random(clips=clips).beta(0.4), random().normal(4000)
+    assert -1 <= uniform.min() < -0.9
+    assert 2.9 < uniform.max() < 3
+    assert uniform.mean().item() == pytest.approx(1, abs=0.1)
+    assert beta.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert beta.var().item() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)
+    assert normal.std().item() == pytest.approx(1, abs=0.03)
+    assert normal.mean().item() == pytest.approx(0, abs=0.03)
+
+
+def test_uniform_stays_below_its_upper_end():
+    """The largest double below 1 would round to 1 in float32; a crop would then begin one step too late."""
+
+    class Largest:
+        def random(self):
+            return math.nextafter(1, 0)
+
+    numbers = random(clips=["a"])
+    numbers.generators = [Largest()]
+    assert numbers.uniform().item() < 1
+
+
+# Operations on single clips
+
+
+@each_clipwise
+def test_a_clip_is_changed_alike_alone_and_in_any_batch(operation, kind, x, lengths):
+    augmentation = Augmentation([operation])
+    together = augmentation.clipwise(kind, x, lengths, 1, 5, CLIPS)
+    backwards = augmentation.clipwise(kind, x.flip(0), lengths.flip(0), 1, 5, CLIPS[::-1]).flip(0)
+    torch.testing.assert_close(together, backwards)
+    for row, length in enumerate(lengths.tolist()):
+        alone = augmentation.clipwise(
+            kind, x[row : row + 1, :length], lengths[row : row + 1], 1, 5, CLIPS[row : row + 1]
+        )
+        torch.testing.assert_close(together[row, :length], alone[0])
+
+
+@each_clipwise
+def test_same_seed_and_epoch_same_result_and_otherwise_another(operation, kind, x, lengths):
+    def run(seed, epoch):
+        return Augmentation([operation]).clipwise(kind, x, lengths, seed, epoch, CLIPS)
+
+    assert torch.equal(run(1, 0), run(1, 0))
+    assert not torch.equal(run(1, 0), run(1, 1))
+    assert not torch.equal(run(1, 0), run(2, 0))
+
+
+@each_clipwise
+def test_padding_stays_zero(operation, kind, x, lengths):
+    out = Augmentation([operation]).clipwise(kind, x, lengths, 1, 0, CLIPS)
+    assert not torch.equal(out, x)
+    assert (out[~clip_mask(lengths, x.shape[1])] == 0).all()
+
+
+@pytest.mark.parametrize("make", [Noise, Gain, SpecAugment])
+@pytest.mark.parametrize(("probability", "fewest", "most"), [(0.0, 0, 0), (0.3, 35, 85), (1.0, 195, 200)])
+def test_the_probability_is_that_of_a_clip_being_changed(make, probability, fewest, most):
+    clips, x = [str(number) for number in range(200)], torch.rand(200, 30, 40)
+    operation, lengths = make(probability=probability), torch.full((200,), 30)
+    kind, x = ("features", x) if make is SpecAugment else ("sound", x[:, :, 0])
+    out = Augmentation([operation]).clipwise(kind, x, lengths, 1, 0, clips)
+    assert fewest <= (out != x).flatten(1).any(1).sum().item() <= most
+
+
+def snr_db(clean, noisy):
+    """Return the signal-to-noise ratios [B] in dB."""
+    return 10 * (clean.square().sum(1) / (noisy - clean).square().sum(1)).log10()
+
+
+@pytest.mark.parametrize("snr", [-5.0, 10.0, 30.0])
+def test_noise_has_exactly_the_ratio_that_was_asked_for(snr):
+    out = Noise(snr, snr, probability=1.0)(SOUND, SAMPLES, random())
+    torch.testing.assert_close(snr_db(SOUND, out), torch.full((5,), snr), rtol=0, atol=0.1)
+
+
+def test_noise_ratios_lie_in_the_range_and_differ():
+    ratios = snr_db(SOUND, Noise(5.0, 30.0, probability=1.0)(SOUND, SAMPLES, random()))
+    assert (ratios > 4.9).all()
+    assert (ratios < 30.1).all()
+    assert ratios.max() - ratios.min() > 1
+
+
+def test_noise_leaves_a_silent_clip_silent():
+    silence = torch.zeros(2, 500)
+    assert torch.equal(Noise(probability=1.0)(silence, torch.tensor([500, 300]), random(clips=CLIPS[:2])), silence)
+
+
+def test_gain_is_one_factor_a_clip_within_the_range():
+    out = Gain(-6.0, 6.0, probability=1.0)(SOUND, SAMPLES, random())
+    gains = 20 * (out.norm(dim=1) / SOUND.norm(dim=1)).log10()
+    assert (gains.abs() < 6.001).all()
+    assert gains.max() - gains.min() > 1
+    torch.testing.assert_close(out, SOUND * 10 ** (gains[:, None] / 20), rtol=1e-4, atol=1e-6)
+
+
+def test_gain_is_in_decibels():
+    out = Gain(20.0, 20.0, probability=1.0)(SOUND, SAMPLES, random())
+    torch.testing.assert_close(out, SOUND * 10)
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_specaugment_masks_a_few_stretches_and_bands_with_the_clips_own_mean(epoch):
+    out = SpecAugment(2, 0.15, 2, 12, probability=1.0)(FEATURES, FRAMES, random(epoch=epoch))
+    for x, masked, length in zip(FEATURES, out, FRAMES.tolist(), strict=True):
+        x, masked = x[:length], masked[:length]
+        changed = masked != x
+        times, bands = changed.all(1), changed.all(0)
+        assert torch.equal(changed, times[:, None] | bands[None])
+        assert times.sum() <= 2 * (0.15 * length + 1)
+        assert bands.sum() <= 2 * (12 + 1)
+        runs = [int(places[0]) + int((~places[:-1] & places[1:]).sum()) for places in (times, bands)]
+        assert max(runs) <= 2
+        torch.testing.assert_close(masked[changed], x.mean(0).expand_as(x)[changed])
+
+
+@pytest.mark.parametrize(("settings", "by_time", "by_band"), [((3, 0.3, 0, 12), 1, 0), ((0, 0.3, 2, 12), 0, 1)])
+def test_specaugment_masks_only_what_is_asked_for(settings, by_time, by_band):
+    changed = SpecAugment(*settings, probability=1.0)(FEATURES, FRAMES, random())[0] != FEATURES[0]
+    assert changed.all(1).any() == by_time
+    assert changed.all(0).any() == by_band
+
+
+# Operations across a batch
+
+
+@pytest.mark.parametrize("shape", [(50,), (20, 8)], ids=["sound", "features"])
+def test_mixup_mixes_inputs_and_targets_by_the_same_share_with_one_other_clip(shape):
+    x, targets = batch_of(torch.full((5,), shape[0]), *shape[1:]), torch.eye(5)
+    mixed, soft = Augmentation([Mixup(probability=1.0)]).across(x, targets, 1, 0, CLIPS)
+    torch.testing.assert_close(soft.sum(1), torch.ones(5))
+    assert (soft >= 0).all()
+    assert (soft.diagonal() >= 0.5).all()
+    assert ((soft > 0).sum(1) <= 2).all()
+    assert (soft.diagonal() < 1).any()
+    torch.testing.assert_close(mixed, torch.einsum("ij,j...->i...", soft, x))
+
+
+def test_mixup_changes_no_clip_that_is_not_chosen():
+    x, targets = batch_of(torch.full((200,), 6)), torch.eye(200)
+    mixed, soft = Mixup(probability=0.5)(x, targets, random(clips=[str(number) for number in range(200)]))
+    kept = soft.diagonal() == 1
+    assert 60 < kept.sum() < 140
+    assert torch.equal(mixed[kept], x[kept])
+    assert torch.equal(soft[kept], targets[kept])
+
+
+def test_mixup_keeps_soft_targets_distributions_and_a_single_clip_itself():
+    soft = torch.rand(5, 4).softmax(1)
+    out = Mixup(probability=1.0)(torch.randn(5, 10), soft, random())[1]
+    torch.testing.assert_close(out.sum(1), torch.ones(5))
+    x, target = torch.randn(1, 10), torch.tensor([[0.0, 1.0]])
+    mixed, same = Mixup(probability=1.0)(x, target, random(clips=["a"]))
+    torch.testing.assert_close(mixed, x)
+    torch.testing.assert_close(same, target)
+
+
+# The list of operations
+
+
+def test_no_operations_change_nothing():
+    assert torch.equal(Augmentation().clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS), SOUND)
+    x, targets = Augmentation().across(SOUND, torch.eye(5), 1, 0, CLIPS)
+    assert torch.equal(x, SOUND)
+    assert torch.equal(targets, torch.eye(5))
+
+
+def test_each_operation_works_on_its_own_kind_of_input():
+    operations = [Gain(6.0, 6.0, probability=1.0), SpecAugment(probability=1.0), Mixup(probability=1.0)]
+    augmentation = Augmentation(operations)
+    for kind, x, lengths, own in (("sound", SOUND, SAMPLES, 0), ("features", FEATURES, FRAMES, 1)):
+        out = augmentation.clipwise(kind, x, lengths, 1, 0, CLIPS)
+        assert torch.equal(out, operations[own](x, lengths, random(operation=own)))
+
+
+def test_operations_are_applied_in_the_order_of_the_list():
+    noise, louder = Noise(10.0, 10.0, probability=1.0), Gain(20.0, 20.0, probability=1.0)
+    out = Augmentation([noise, louder]).clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS)
+    noisy = Augmentation([noise]).clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS)
+    torch.testing.assert_close(out, noisy * 10)
+
+
+def test_two_operations_alike_draw_different_numbers():
+    one = Augmentation([Gain(probability=1.0)]).clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS)
+    two = Augmentation([Gain(probability=1.0), Gain(probability=1.0)]).clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS)
+    assert not torch.allclose(two * SOUND, one * one)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Noise(probability=1.5), r"Noise: probability is 1\.5"),
+        (lambda: Mixup(probability=-0.1), r"Mixup: probability is -0\.1"),
+        (lambda: Noise(snr_low=30.0, snr_high=5.0), r"snr_low is 30\.0 and snr_high is 5\.0"),
+        (lambda: Gain(db_low=1.0, db_high=0.0), r"db_low is 1\.0"),
+        (lambda: Mixup(alpha=0.0), r"alpha is 0\.0; expected more than 0"),
+        (lambda: Augmentation([SpecAugment]), "SpecAugment"),
+    ],
+)
+def test_a_wrong_setting_is_named(make, says):
+    with pytest.raises(UserError, match=says):
+        make()

@@ -1,0 +1,99 @@
+"""Mistakes that a user can mend: one line on stderr, exit status 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ser.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, nearest, some, tool
+
+
+def test_nearest_proposes_the_closest_name():
+    assert nearest("ravdes", ["crema_d", "demo", "ravdess"]) == "; did you mean 'ravdess'?"
+
+
+def test_nearest_lists_what_is_known_where_nothing_is_close():
+    hint = nearest("xyz", ["ravdess", "demo"])
+    assert "demo, ravdess" in hint
+    assert "did you mean" not in hint
+
+
+def test_nearest_shortens_a_long_list_and_says_how_much_is_left_out():
+    hint = nearest("zzzzzz", [f"a{number:02}" for number in range(40)])
+    assert "a00" in hint
+    assert "a39" not in hint
+    assert "28 more" in hint
+
+
+def test_nearest_says_nothing_where_nothing_is_known():
+    assert nearest("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "text"),
+    [(0, 3, ""), (1, 3, "0"), (3, 3, "0, 1, 2"), (4, 3, "0, 1, 2 and 1 more"), (10, 2, "0, 1 and 8 more")],
+)
+def test_some_names_a_few_and_counts_the_rest(count, limit, text):
+    assert some((number for number in range(count)), limit) == text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "stderr"),
+    [
+        (None, None, ""),
+        (0, 0, ""),
+        (3, 3, ""),
+        (UserError("data/x.csv: line 3: mend it"), 2, "error: data/x.csv: line 3: mend it\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_tool_turns_every_ending_into_a_status(outcome, status, stderr, capsys):
+    def main():
+        """Say what the tool does."""
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    wrapped = tool(main)
+    with pytest.raises(SystemExit) as ended:
+        wrapped()
+    assert ended.value.code == status
+    captured = capsys.readouterr()
+    assert captured.err == stderr
+    assert captured.out == ""
+    assert wrapped.__doc__ == "Say what the tool does."
+
+
+def test_statuses_are_those_that_shells_expect():
+    assert (EXIT_USER, EXIT_INTERRUPTED) == (2, 130)
+
+
+def test_tool_leaves_an_unforeseen_error_with_its_traceback():
+    def main():
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        tool(main)()
+
+
+@pytest.mark.parametrize("lines", [3, 50_000], ids=["less than a buffer", "more than a buffer"])
+def test_tool_is_silent_where_the_reader_of_its_output_went_away(lines):
+    """As in `just summary | head -1`: neither traceback nor "Exception ignored" on stderr."""
+    code = f"""
+from ser.errors import tool
+
+@tool
+def main():
+    for line in range({lines}):
+        print("line", line)
+
+main()
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=buffered, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1

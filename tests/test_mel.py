@@ -1,0 +1,98 @@
+"""The log-mel front end against torchaudio, and a clip alone against the same clip in a batch."""
+
+import math
+
+import pytest
+import torch
+from torchaudio.transforms import MelSpectrogram
+
+from ser.mel import LogMel
+
+LENGTHS = torch.tensor([8000, 4800, 4801, 4799, 401, 1])
+
+
+@pytest.fixture(scope="module")
+def log_mel():
+    return LogMel()
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(int(length), generator=generator) * 2 - 1 for length in LENGTHS]
+
+
+def alone(log_mel, sound):
+    return log_mel(sound[None], torch.tensor([len(sound)]))[0][0]
+
+
+def test_an_unpadded_clip_is_that_of_torchaudio(log_mel, sounds):
+    mel = MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80, pad_mode="constant")
+    for sound in sounds:
+        torch.testing.assert_close(alone(log_mel, sound), mel(sound).clamp_min(1e-7).log().T)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.9, math.nan])
+def test_a_clip_is_the_same_alone_and_in_a_batch(log_mel, sounds, after):
+    batch = torch.full((len(sounds), 8000), after)
+    for row, sound in enumerate(sounds):
+        batch[row, : len(sound)] = sound
+    x, frames = log_mel(batch, LENGTHS)
+    for sound, row, count in zip(sounds, x, frames.tolist(), strict=True):
+        own = alone(log_mel, sound)
+        assert len(own) == count
+        torch.testing.assert_close(row[:count], own, rtol=1e-4, atol=1e-4)
+        assert (row[count:] == 0).all()
+
+
+def test_frames_are_counted_without_reading_the_sound(log_mel, sounds):
+    assert log_mel.frames(LENGTHS).tolist() == [51, 31, 31, 30, 3, 1]
+    for sound, count in zip(sounds, log_mel.frames(LENGTHS).tolist(), strict=True):
+        assert alone(log_mel, sound).shape == (count, 80)
+
+
+def test_silence_is_the_logarithm_of_the_floor():
+    x = alone(LogMel(floor=1e-5), torch.zeros(1600))
+    torch.testing.assert_close(x, torch.full_like(x, math.log(1e-5)))
+
+
+def test_twice_the_amplitude_is_four_times_the_power(log_mel, sounds):
+    louder = alone(log_mel, sounds[0] * 2) - alone(log_mel, sounds[0])
+    torch.testing.assert_close(louder, torch.full_like(louder, math.log(4)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("hertz", [300.0, 1000.0, 4000.0])
+def test_a_tone_is_loudest_in_the_band_of_its_frequency(log_mel, hertz):
+    tone = torch.sin(2 * math.pi * hertz * torch.arange(8000) / 16_000)
+    band = alone(log_mel, tone)[10:-10].mean(0).argmax().item()
+    top, at = (2595 * math.log10(1 + f / 700) for f in (8000, hertz))  # HTK scale
+    assert abs(band + 1 - at / top * 81) <= 1
+
+
+@pytest.mark.parametrize("bands", [40, 64, 80])
+def test_every_band_hears_something(bands, sounds):
+    x = alone(LogMel(bands=bands), sounds[0])
+    assert x.shape == (51, bands)
+    assert (x.mean(0) > math.log(1e-4)).all()
+
+
+def test_the_spec_tells_two_front_ends_apart():
+    default = LogMel().spec
+    others = [LogMel(bands=64).spec, LogMel(window_ms=32.0).spec, LogMel(hop_ms=20.0).spec, LogMel(floor=1e-6).spec]
+    assert LogMel().spec == default
+    assert default not in others
+
+
+def test_the_hop_sets_the_rate():
+    assert LogMel(hop_ms=10.0).rate == 100
+    slow = LogMel(hop_ms=20.0)
+    assert slow.rate == 50
+    assert alone(slow, torch.zeros(16_000)).shape == (51, 80)
+
+
+def test_a_long_window_is_heard_whole():
+    """The Fourier transform grows with the window: 64 ms are 1024 samples."""
+    click = torch.zeros(4800)
+    click[2400] = 1.0
+    heard = (alone(LogMel(window_ms=64.0, bands=40), click).mean(1) > math.log(2e-7)).sum().item()
+    assert 5 <= heard <= 7  # frames 10 ms apart whose window of 64 ms holds the click

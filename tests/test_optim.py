@@ -1,0 +1,90 @@
+"""Which parameters decay, and the learning rate at known points."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ser.errors import UserError
+from ser.optim import AdamW, WarmupCosine
+
+
+def model():
+    """A model with a matrix, a convolution, biases, normalisation scales and a frozen layer."""
+    torch.manual_seed(1)
+    layers = nn.ModuleDict(
+        {"linear": nn.Linear(3, 4), "conv": nn.Conv1d(2, 3, 3), "norm": nn.BatchNorm1d(4), "frozen": nn.Linear(2, 2)}
+    )
+    layers["frozen"].requires_grad_(False)
+    return layers
+
+
+def test_only_weight_matrices_decay():
+    """With zero gradients a step of AdamW is the decay alone."""
+    layers = model()
+    before = {name: parameter.clone() for name, parameter in layers.named_parameters()}
+    optimiser = AdamW(lr=0.1, weight_decay=0.5).build(layers)
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    shrunk = {"linear.weight", "conv.weight"}
+    for name, parameter in layers.named_parameters():
+        factor = 1 - 0.1 * 0.5 if name in shrunk else 1.0
+        torch.testing.assert_close(parameter, before[name] * factor, msg=name)
+
+
+def test_every_trained_parameter_is_in_the_optimiser_once_and_no_frozen_one():
+    layers = model()
+    held = [id(p) for group in AdamW().build(layers).param_groups for p in group["params"]]
+    trained = [id(p) for p in layers.parameters() if p.requires_grad]
+    assert sorted(held) == sorted(trained)
+
+
+def test_the_settings_reach_the_optimiser():
+    optimiser = AdamW(lr=0.02, beta1=0.8, beta2=0.95).build(model())
+    assert {group["lr"] for group in optimiser.param_groups} == {0.02}
+    assert {group["betas"] for group in optimiser.param_groups} == {(0.8, 0.95)}
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 0.05),  # the first step of twenty already learns
+        (9, 0.5),
+        (19, 1.0),  # the peak
+        (20, 1.0),
+        (65, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2),  # a quarter down the cosine
+        (110, 0.55),  # half-way between peak and end
+        (200, 0.1),
+        (300, 0.1),  # past the end it stays
+    ],
+)
+def test_warm_up_and_cosine_at_known_points(step, factor):
+    assert WarmupCosine(warmup=0.1, final=0.1).factor(step, 200) == pytest.approx(factor)
+
+
+def test_the_rate_rises_and_then_falls():
+    factors = [WarmupCosine(warmup=0.25, final=0.0).factor(step, 40) for step in range(41)]
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert max(factors) == 1
+    assert factors[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_without_warm_up_the_first_step_is_the_peak():
+    assert WarmupCosine(warmup=0.0).factor(0, 100) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+def test_a_run_of_a_few_steps_learns_in_each(steps, warmup):
+    factors = [WarmupCosine(warmup).factor(step, steps) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, math.nan])
+def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(warmup):
+    with pytest.raises(UserError, match=r"WarmupCosine\.warmup is .*expected a share"):
+        WarmupCosine(warmup=warmup)

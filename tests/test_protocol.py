@@ -1,0 +1,139 @@
+"""Which clips train, validate and test a run."""
+
+from pathlib import Path
+
+import pytest
+from corpus_factory import prepare_corpus
+
+from ser.errors import UserError
+from ser.protocol import Protocol
+from ser.splits import PARTS
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """Return a home with a small RAVDESS and a small CREMA-D, prepared."""
+    folder = tmp_path_factory.mktemp("protocol")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(folder))
+        prepare_corpus(folder, "ravdess", per_class=1, seconds=0.1)
+        prepare_corpus(folder, "crema_d", per_class=1, seconds=0.1)
+    return folder
+
+
+@pytest.fixture
+def prepared_home(shared, monkeypatch) -> Path:
+    monkeypatch.setenv("SER_HOME", str(shared))
+    return shared
+
+
+def speakers(protocol: Protocol, part: str) -> set[str]:
+    return {clip.speaker for clip in protocol.part(part)}
+
+
+def test_the_parts_hold_every_clip_at_hand_once(prepared_home):
+    protocol = Protocol("crema_d", "tfds")
+    clips = [clip.clip for part in PARTS for clip in protocol.part(part)]
+    assert sorted(clips) == sorted(clip.clip for clip in protocol.table.clips)
+    assert speakers(protocol, "val") == {"1009", "1022", "1034"}
+    assert speakers(protocol, "test") == {"1001", "1019", "1033"}
+
+
+def test_the_split_column_of_the_metadata_is_the_part_in_holdout(prepared_home):
+    protocol = Protocol("ravdess", "holdout")
+    assert {part: {clip.split for clip in protocol.part(part)} for part in PARTS} == {part: {part} for part in PARTS}
+
+
+def test_each_fold_tests_other_speakers_and_validates_on_the_next(prepared_home):
+    folds = [Protocol("ravdess", "emobox6", fold) for fold in range(1, 7)]
+    tested = [speakers(protocol, "test") for protocol in folds]
+    everyone = {clip.speaker for clip in folds[0].table.clips}
+    assert sorted(speaker for fold in tested for speaker in fold) == sorted(everyone)
+    for number, protocol in enumerate(folds):
+        assert speakers(protocol, "val") == tested[(number + 1) % 6]
+        assert speakers(protocol, "train") == everyone - tested[number] - tested[(number + 1) % 6]
+
+
+def test_class_counts_are_in_the_order_of_the_label_set(prepared_home):
+    protocol = Protocol("ravdess", "emobox6", 1)
+    test = protocol.part("test")
+    assert protocol.class_counts(test) == [len(speakers(protocol, "test"))] * 8
+    assert protocol.class_counts([clip for clip in test if clip.emotion == "calm"])[:3] == [0, len(test) // 8, 0]
+
+
+def test_the_description_says_corpus_scheme_and_fold():
+    assert Protocol("ravdess", "emobox6", 1).describe() == "ravdess emobox6 fold 1"
+    assert Protocol("crema_d", "tfds").describe() == "crema_d tfds"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ravdes", "holdout"), "did you mean 'ravdess'"),
+        (("ravdess", "holdout", None, "intended_"), "did you mean 'intended'"),
+    ],
+)
+def test_what_can_be_refused_at_once_is(arguments, says):
+    with pytest.raises(UserError, match=says):
+        Protocol(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ravdess", "emobox6"), "has folds 1 to 6; set 'split/fold = 1'"),
+        (("ravdess", "emobox6", 7), r"has folds 1 to 6; .*\(it is 7\)"),
+        (("ravdess", "holdout", 1), "'holdout' has no folds"),
+        (("ravdess", "holdot"), "did you mean 'holdout'"),
+        (("demo", "holdout"), "just raw=PATH prepare demo"),
+    ],
+)
+def test_a_wrong_protocol_is_refused_when_its_clips_are_asked_for(prepared_home, arguments, says):
+    with pytest.raises(UserError, match=says):
+        Protocol(*arguments).part("train")
+
+
+def test_an_unknown_part_names_the_nearest(prepared_home):
+    with pytest.raises(UserError, match="part 'tset' is unknown; did you mean 'test'"):
+        Protocol("ravdess", "holdout").part("tset")
+
+
+def test_a_part_of_which_no_clip_is_at_hand_is_refused_with_the_counts(home):
+    prepare_corpus(home, "crema_d", speakers=("1002", "1009"), per_class=1, seconds=0.1)
+    protocol = Protocol("crema_d", "tfds")
+    assert len(protocol.part("train")) == len(protocol.part("val")) == 6
+    with pytest.raises(UserError, match=r"crema_d tfds: no clip of part 'test' .*train 6, val 6, test 0"):
+        protocol.part("test")
+
+
+def test_missing_clips_change_neither_parts_nor_hash(home, prepared_home, monkeypatch):
+    whole = Protocol("ravdess", "holdout")
+    sha256, part_of = whole.split.sha256, {clip.clip: part for part in PARTS for clip in whole.part(part)}
+    monkeypatch.setenv("SER_HOME", str(home))
+    prepare_corpus(home, "ravdess", speakers=("01", "10", "11"), per_class=1, seconds=0.1)
+    fewer = Protocol("ravdess", "holdout")
+    assert fewer.split.sha256 == sha256
+    assert 0 < len(fewer.table.clips) < len(whole.table.clips)
+    assert all(part_of[clip.clip] == part for part in PARTS for clip in fewer.part(part))
+
+
+def test_a_leak_is_refused_with_speaker_and_file(home):
+    prepare_corpus(home, "ravdess", speakers=("01", "10", "11"), per_class=1, seconds=0.1)
+    path = home / "data/ravdess/splits/emobox6.csv"
+    clip = next(clip.clip for clip in Protocol("ravdess", "emobox6", 1).part("test") if clip.speaker == "01")
+    path.write_text(path.read_text().replace(f"{clip},1", f"{clip},3"))
+    with pytest.raises(UserError) as caught:
+        Protocol("ravdess", "emobox6", 1).part("test")
+    assert f"{path}: speakers in more than one part: 01 (train and test)" in str(caught.value)
+    # With both folds in the training part nothing leaks, and nothing is refused.
+    assert len(Protocol("ravdess", "emobox6", 4).part("train")) > 0
+
+
+def test_a_clip_that_the_split_does_not_know_is_named(home):
+    prepare_corpus(home, "ravdess", speakers=("01",), per_class=1, seconds=0.1)
+    path = home / "data/ravdess/splits/holdout.csv"
+    first = Protocol("ravdess", "holdout").table.clips[0].clip
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith(first)))
+    with pytest.raises(UserError) as caught:
+        Protocol("ravdess", "holdout").part("train")
+    assert f"{path}: 1 clips of the metadata are in no part: {first}" in str(caught.value)

@@ -1,0 +1,194 @@
+"""From a run to its figures: evaluation, cross-corpus, cross-validation, summary, and who may not be scored."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import command, one_error_line
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from ser import config, runs, summary
+from ser.errors import UserError
+from ser.evaluation import Predictions, pool, read_predictions, score
+from ser.files import read_json, write_csv
+from ser.labels import label_set
+
+SMALL = [
+    "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
+    "train/batch_size = 16",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(trained_home):
+    """Return a trained small RAVDESS run."""
+    experiment, run = runs.create(config.load("ravdess_ecapa", SMALL))
+    runs.train(experiment, run, progress=False)
+    return run
+
+
+def test_metrics_hold_the_contract_and_agree_with_scikit_learn(run):
+    folder, metrics = runs.evaluate("last", progress=False)
+    assert folder == run.folder / "eval/ravdess-emobox6-test"
+    assert metrics == json.loads((folder / "metrics.json").read_text())
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    truth, answers = [row["label"] for row in rows], [row["predicted"] for row in rows]
+    assert metrics["wa"] == pytest.approx(accuracy_score(truth, answers), abs=1e-12)
+    assert metrics["uar"] == pytest.approx(balanced_accuracy_score(truth, answers), abs=1e-12)
+    assert metrics["macro_f1"] == pytest.approx(f1_score(truth, answers, average="macro"), abs=1e-12)
+    assert metrics["n_clips"] == len(rows)
+    assert metrics["n_speakers"] == len({row["speaker"] for row in rows}) >= 2
+    assert metrics["ci95"] == {"wa": None, "uar": None, "macro_f1": None}
+    assert "fewer than 8" in metrics["ci95_reason"]
+    assert np.array(metrics["confusion"]).sum() == len(rows)
+    assert metrics["labels"] == list(label_set("ravdess"))
+    assert (metrics["fold"], metrics["part"], metrics["split_scheme"]) == (1, "test", "emobox6")
+    assert metrics["speaker_independent"] is True
+    assert len(metrics["split_sha256"]) == 64
+    probabilities = np.array([[float(row[f"p_{label}"]) for label in metrics["labels"]] for row in rows])
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert [metrics["labels"][i] for i in probabilities.argmax(1)] == answers
+
+
+def test_scorings_of_the_test_part_are_counted_and_validation_is_not(run):
+    assert runs.evaluate("last", "val", progress=False)[1]["test_scorings"] == 0
+    assert runs.evaluate("last", progress=False)[1]["test_scorings"] == 1
+    assert runs.evaluate(run.folder.name, progress=False)[1]["test_scorings"] == 2
+
+
+def test_an_evaluation_gives_the_validation_figure_of_training(run):
+    best = max(line["val/uar"] for line in map(json.loads, (run.folder / "log.jsonl").open()) if "val/uar" in line)
+    assert runs.evaluate("last", "val", progress=False)[1]["uar"] == pytest.approx(best, abs=1e-9)
+
+
+def test_a_speaker_that_was_trained_on_is_never_scored(run):
+    with pytest.raises(UserError, match="was trained on speakers of this part"):
+        runs.evaluate("last", "train", progress=False)
+
+
+def test_a_split_changed_since_training_is_refused(run, trained_home, prepared):
+    path = prepared / "data/ravdess/splits/emobox6.csv"
+    before = path.read_text()
+    rows = list(csv.DictReader(before.splitlines()))
+    try:
+        write_csv(path, ("clip", "fold"), [row | {"fold": str(int(row["fold"]) % 6 + 1)} for row in rows])
+        with pytest.raises(UserError, match="changed since"):
+            runs.evaluate("last", progress=False)
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("calm", ["neutral", "leave_out"])
+def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
+    folder, metrics = runs.cross("last", "crema_d", calm, progress=False)
+    assert folder.name == "crema_d-none-all"
+    assert metrics["labels"] == list(label_set("crema_d"))
+    assert metrics["calm_policy"] == calm
+    assert metrics["tags"] == ["cross-corpus"]
+    assert 0 <= metrics["strict"]["uar"] <= 1
+    assert set(metrics["ci95"]) == {"wa", "uar", "macro_f1"}
+    assert metrics["n_speakers"] >= 8
+    assert metrics["ci95"]["uar"][0] <= metrics["uar"] <= metrics["ci95"]["uar"][1]
+
+
+def test_cross_on_its_own_corpus_is_refused(run):
+    with pytest.raises(UserError, match="was trained on ravdess itself"):
+        runs.cross("last", "ravdess", progress=False)
+
+
+def predictions(labels, references, logits, speakers=None):
+    names = [f"c{number}" for number in range(len(references))]
+    return Predictions(names, speakers or names, references, labels, np.array(logits, dtype=float))
+
+
+def test_restricted_and_strict_figures_by_hand():
+    model = predictions(
+        ("angry", "calm", "neutral", "surprised"),
+        ["angry", "neutral", "calm", "surprised"],
+        [[1, 0, 0, 5], [0, 3, 1, 0], [0, 2.0, 2.1, 0], [0, 0, 0, 9]],
+    )
+    mapping = {"angry": "angry", "neutral": "neutral", "calm": "neutral"}
+    restricted = model.mapped(("angry", "neutral"), mapping)
+    assert restricted.references == ["angry", "neutral", "neutral"]  # the surprised clip is left out
+    # Calm adds to neutral: for clip 0, log(e^0 + e^0) = 0.69 < 1.
+    assert [restricted.labels[i] for i in restricted.answers] == ["angry", "neutral", "neutral"]
+    assert restricted.strict == ["surprised", "neutral", "neutral"]
+    metrics = score(restricted)
+    assert metrics["uar"] == 1
+    assert metrics["strict"] == {"wa": pytest.approx(2 / 3), "uar": 0.5}
+
+    left_out = model.mapped(("angry", "neutral"), {"angry": "angry", "neutral": "neutral"})
+    assert left_out.references == ["angry", "neutral"]
+    assert score(left_out)["strict"]["uar"] == 0  # calm and surprised answers are outside
+
+
+def test_an_absent_class_is_said_and_left_out_of_uar():
+    metrics = score(predictions(("a", "b", "c"), ["a", "a", "b"], [[2, 0, 0], [0, 0, 2], [0, 2, 0]]))
+    assert metrics["absent"] == ["c"]
+    assert metrics["recall"]["c"] is None
+    assert metrics["uar"] == pytest.approx(0.75)
+
+
+def test_pooling_refuses_a_clip_scored_twice():
+    fold = predictions(("a", "b"), ["a"], [[1, 0]])
+    with pytest.raises(UserError, match="two folds"):
+        pool([fold, fold])
+
+
+def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys):
+    done = runs.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    folder, metrics = done
+    assert len(metrics["folds"]) == 5
+    assert metrics["fold"] is None
+    clips = [row["clip"] for row in csv.DictReader((folder / "predictions.csv").open())]
+    table = list(csv.DictReader((trained_home / "data/demo/metadata.csv").open()))
+    assert sorted(clips) == sorted(row["clip"] for row in table)
+    assert metrics["ci95"]["uar"] is not None
+    pooled = score(read_predictions(folder / "predictions.csv"))
+    assert metrics["uar"] == pytest.approx(pooled["uar"])
+    capsys.readouterr()
+    again = runs.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    assert capsys.readouterr().out.count("already trained") == 5
+    assert again[1]["uar"] == metrics["uar"]
+    assert again[1]["test_scorings"] == 1
+
+
+def test_cross_validation_needs_folds(trained_home):
+    with pytest.raises(UserError, match="has no folds"):
+        runs.cross_validate("demo_ecapa", SMALL, progress=False)
+
+
+def test_summary_has_a_line_for_every_evaluation(run, trained_home):
+    runs.evaluate("last", "val", progress=False)
+    runs.evaluate("last", progress=False)
+    runs.cross("last", "demo", progress=False)
+    path, rows = summary.write()
+    read = list(csv.DictReader(path.open()))
+    assert len(rows) == len(read) == 3
+    assert tuple(read[0]) == summary.COLUMNS
+    printed = summary.table(rows)
+    assert printed.count(run.folder.name) == 3
+    by_part = {(row["corpus"], row["part"]): row for row in read}
+    metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")
+    assert by_part["ravdess", "test"]["uar"] == f"{metrics['uar']:.4f}"
+    assert by_part["ravdess", "test"]["uar_low"] == ""
+    assert by_part["demo", "all"]["tags"] == "cross-corpus"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval_model.py", "nothing"], "no run of this name"),
+        (["eval_model.py", "last", "--part", "tset"], "did you mean 'test'?"),
+        (["cross_corpus.py", "last", "cremad"], "did you mean 'crema_d'?"),
+        (["cross_corpus.py", "last", "crema_d", "--calm", "neutrl"], "did you mean 'neutral'?"),
+        (["train.py", "--resume", "last", "seed = 2"], "keeps its settings"),
+        (["train.py", "ravdess_ecpa"], "did you mean 'ravdess_ecapa'?"),
+        (["train.py", "ravdess_ecapa", "split/fold = 7"], "has folds 1 to 6"),
+        (["train.py", "crema_d_ecapa", "split/fold = 1"], "has no folds"),
+        (["train.py", "ravdess_ecapa", "split/scheme = 'holdut'"], "did you mean 'holdout'?"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_with_one_line(run, arguments, says):
+    assert says in one_error_line(command(*arguments))

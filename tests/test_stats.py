@@ -1,0 +1,92 @@
+"""Confidence intervals that resample speakers, against a plain loop."""
+
+import numpy as np
+import pytest
+
+from ser import metrics, stats
+
+
+def predictions(speakers, clips=12, classes=4, skill=0.6, seed=3):
+    """Return speakers, references and answers of made-up predictions; the last class is one speaker's alone."""
+    rng = np.random.default_rng(seed)
+    names = np.repeat([f"s{number:02}" for number in range(speakers)], clips)
+    references = rng.integers(0, classes - 1, len(names))
+    references[:2] = classes - 1
+    answers = np.where(rng.random(len(names)) < skill, references, rng.integers(0, classes, len(names)))
+    return names, references, answers
+
+
+def plain_figures(counts):
+    """Return WA, UAR and macro-F1 of one matrix, class by class."""
+    recalls, f1s = [], []
+    for label in range(len(counts)):
+        hits, told, meant = counts[label, label], counts[label].sum(), counts[:, label].sum()
+        if told:
+            recalls.append(hits / told)
+        if told + meant:
+            f1s.append(2 * hits / (told + meant))
+    return {"wa": counts.trace() / counts.sum(), "uar": np.mean(recalls), "macro_f1": np.mean(f1s)}
+
+
+def test_one_confusion_matrix_a_speaker():
+    names, references, answers = predictions(5)
+    order = np.random.default_rng(0).permutation(len(names))
+    matrices = stats.speaker_confusions(names[order], references[order], answers[order], 4)
+    for matrix, name in zip(matrices, sorted(set(names)), strict=True):
+        own = names == name
+        np.testing.assert_array_equal(matrix, metrics.confusion(references[own], answers[own], 4))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_intervals_are_those_of_a_plain_loop_over_the_draws(seed):
+    matrices = stats.speaker_confusions(*predictions(9), 4)
+    draws = np.random.default_rng(seed).multinomial(9, np.full(9, 1 / 9), size=stats.DRAWS)
+    drawn = []
+    for times in draws:
+        total = sum(matrices[speaker] for speaker, count in enumerate(times) for _ in range(count))
+        drawn.append(plain_figures(total))
+    intervals = stats.speaker_intervals(matrices, seed)
+    for name, (low, high) in intervals.items():
+        expected = np.quantile([figures[name] for figures in drawn], [0.025, 0.975])
+        np.testing.assert_allclose([low, high], expected, rtol=1e-12)
+
+
+def test_intervals_hold_the_figure_and_are_plain_numbers():
+    matrices = stats.speaker_confusions(*predictions(20), 4)
+    figures = metrics.figures(matrices.sum(0))
+    for name, interval in stats.speaker_intervals(matrices).items():
+        assert interval[0] < figures[name] < interval[1]
+        assert all(type(edge) is float for edge in interval)
+
+
+def test_more_clips_of_the_same_speakers_do_not_narrow_an_interval():
+    matrices = stats.speaker_confusions(*predictions(10), 4)
+    repeated = stats.speaker_intervals(matrices * 10)
+    for name, interval in stats.speaker_intervals(matrices).items():
+        assert repeated[name] == pytest.approx(interval)
+
+
+def test_more_speakers_narrow_an_interval():
+    few, many = (stats.speaker_intervals(stats.speaker_confusions(*predictions(count), 4))["wa"] for count in (8, 80))
+    assert many[1] - many[0] < 0.6 * (few[1] - few[0])
+
+
+def test_speakers_that_are_all_alike_leave_no_doubt():
+    alike = np.repeat(np.array([[[3, 1], [0, 4]]]), 12, axis=0)
+    for low, high in stats.speaker_intervals(alike).values():
+        assert low == pytest.approx(high)
+
+
+def test_the_draws_depend_on_the_seed_alone():
+    matrices = stats.speaker_confusions(*predictions(10), 4)
+    assert stats.speaker_intervals(matrices, 1) == stats.speaker_intervals(matrices, 1)
+    assert stats.speaker_intervals(matrices, 1) != stats.speaker_intervals(matrices, 2)
+
+
+def test_below_eight_speakers_there_is_no_interval_but_a_reason():
+    seven, eight = (stats.speaker_confusions(*predictions(count), 4) for count in (7, 8))
+    assert stats.speaker_intervals(seven) == {"wa": None, "uar": None, "macro_f1": None}
+    assert None not in stats.speaker_intervals(eight).values()
+    assert "7 speakers" in stats.interval_reason(7)
+    assert "pool the folds" in stats.interval_reason(7)
+    assert stats.interval_reason(8) is None

@@ -1,0 +1,191 @@
+"""The loop: one step of every experiment, resume equals a straight run, faults stop it with one line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import PROJECT, command, one_error_line
+
+from ser import checkpoints, config, runs, training
+from ser.errors import UserError
+from ser.tracking import read_log
+
+SMALL = [
+    "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 2", "train/crop_seconds = 0.5",
+    "train/batch_size = 16", "Tracking.every = 1",
+]  # fmt: skip
+
+
+def start(experiment: str, *overrides: str):
+    return runs.create(config.load(experiment, [*SMALL, *overrides]))
+
+
+@pytest.mark.parametrize("experiment", config.experiments())
+def test_every_experiment_file_builds_and_runs_a_step(experiment, trained_home, capsys):
+    training.dry_run(config.build(config.load(experiment, SMALL)), steps=1)
+    printed = capsys.readouterr().out
+    assert "step   1  loss" in printed
+    assert "gradient norm" in printed
+    assert "inputs: [" in printed
+    assert "all finite" in printed
+
+
+def test_a_run_leaves_everything_that_describes_it(trained_home):
+    experiment, run = start("ravdess_ecapa")
+    assert runs.train(experiment, run, progress=False)
+    folder = run.folder
+    assert folder.name.startswith("ravdess_ecapa-fold1-s1-")
+    assert (folder / "run.gin").read_text() == run.config
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (trained_home / "outputs/last").read_text().strip() == folder.name
+    log = read_log(folder)
+    epochs = [line for line in log if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert all(0 <= line["val/uar"] <= 1 for line in epochs)
+    assert [line["step"] for line in log if "train/loss" in line] == list(range(1, log[-1]["step"] + 1))
+    best = checkpoints.load(run.best)
+    assert best["labels"] == list(experiment.model.labels)
+    assert best["split_sha256"] == experiment.protocol.split.sha256
+    assert set(best["train_speakers"]) == {clip.speaker for clip in experiment.protocol.part("train")}
+    assert "optimizer" not in best
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_finished_run_is_left_alone(trained_home, capsys):
+    experiment, run = start("demo_ecapa")
+    runs.train(experiment, run, progress=False)
+    before = run.last.stat().st_mtime_ns
+    experiment, run = start("demo_ecapa")
+    assert runs.train(experiment, run, progress=False)
+    assert "already trained" in capsys.readouterr().out
+    assert run.last.stat().st_mtime_ns == before
+
+
+class StopAfter:
+    """A stop request that comes after so many steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    @property
+    def requested(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_an_interrupted_and_resumed_run_equals_a_straight_one(steps, trained_home, monkeypatch):
+    dropout = ("EcapaTdnn.dropout = 0.3",)  # draws from torch's generator at every step
+    experiment, straight = start("ravdess_ecapa", *dropout)
+    runs.train(experiment, straight, progress=False)
+    content, log = checkpoints.load(straight.last), read_log(straight.folder)
+    straight.folder.rename(trained_home / "straight")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(steps))
+        assert not runs.train(*start("ravdess_ecapa", *dropout), progress=False)
+    torch.rand(5)
+    assert runs.train(*start("ravdess_ecapa", *dropout), progress=False)
+    resumed = checkpoints.load(straight.last)
+    for name, value in content["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    assert read_log(straight.folder) == log
+
+
+def test_ctrl_c_in_training_saves_and_resume_finishes(trained_home):
+    arguments = ["demo_ecapa", *SMALL, "train/epochs = 400", "train/patience = 400"]
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "tools/train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    outputs = trained_home / "outputs"
+    deadline = time.monotonic() + 120
+    while not list(outputs.glob("demo_ecapa-*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "go on with: just resume" in out
+    assert "Traceback" not in err
+    (folder,) = outputs.glob("demo_ecapa-*")
+    assert checkpoints.load(folder / "checkpoints/last.pt")["state"]["step"] > 0
+
+
+def test_two_processes_do_not_train_one_run(trained_home):
+    experiment, run = start("demo_ecapa")
+    from ser.files import locked
+
+    with locked(run.folder / ".lock", ""), pytest.raises(UserError, match="another process is training"):
+        runs.train(experiment, run, progress=False)
+
+
+def test_early_stopping_ends_after_the_patience(trained_home):
+    experiment, run = start("demo_ecapa", "train/epochs = 50", "train/patience = 1", "train/lr = 0.0")
+    runs.train(experiment, run, progress=False)
+    epochs = [line for line in read_log(run.folder) if "epoch" in line]
+    assert len(epochs) < 10
+
+
+def test_a_loss_that_is_not_finite_names_clips(trained_home):
+    experiment, run = start("demo_ecapa", "train/lr = 1e30", "Training.clip_norm = 1e30")
+    with pytest.raises(UserError, match=r"in a batch of s\d\d_.*lower train/lr"):
+        runs.train(experiment, run, progress=False)
+
+
+def test_a_label_that_the_model_does_not_know_is_named(trained_home):
+    experiment, run = start("ravdess_ecapa", "label_set.corpus = 'crema_d'")
+    with pytest.raises(UserError, match=r"is labelled '(calm|surprised)', which the model does not know"):
+        runs.train(experiment, run, progress=False)
+
+
+def test_missing_features_name_the_command(trained_home):
+    experiment, run = start("demo_ecapa", "Features.name = 'other'")
+    with pytest.raises(UserError, match="just extract demo other"):
+        runs.train(experiment, run, progress=False)
+
+
+def test_sound_can_be_read_at_every_step_with_noise_and_gain(trained_home):
+    heavy = ["Features.cached = False", "Augmentation.operations = [@Noise(), @Gain(), @SpecAugment(), @Mixup()]"]
+    experiment, run = start("ravdess_ecapa", *heavy, "train/epochs = 1")
+    assert runs.train(experiment, run, progress=False)
+
+
+def test_a_cut_checkpoint_is_refused_by_the_real_command(trained_home):
+    experiment, run = start("demo_ecapa", "train/epochs = 1")
+    runs.train(experiment, run, progress=False)
+    for name in ("best.pt", "last.pt"):
+        path = run.folder / "checkpoints" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "last.pt: not a whole checkpoint" in one_error_line(command("train.py", "--resume", "last"))
+    assert "best.pt: not a whole checkpoint" in one_error_line(command("eval_model.py", "last"))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(trained_home):
+    experiment, run = start("demo_ecapa", "train/epochs = 1")
+    runs.train(experiment, run, progress=False)
+    before = run.last.read_bytes()
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from ser import checkpoints\n"
+        "from ser.errors import tool\n"
+        f"tool(lambda: checkpoints.save(Path({str(run.last)!r}), {{'model': torch.zeros(100_000)}}))()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "no space left on the disk, the previous file is kept" in one_error_line(done)
+    assert run.last.read_bytes() == before
+    assert not list(run.last.parent.glob(".*tmp"))
