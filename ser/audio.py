@@ -1,5 +1,6 @@
 """Any sound file to mono float32 at 16 kHz: soundfile reads, torchaudio resamples."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,10 +57,22 @@ def header(path: Path) -> SoundInfo:
     import soundfile
 
     try:
-        info = soundfile.info(path)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+        with soundfile.SoundFile(path) as file:
+            check_data_size(path, file.extra_info)
+            return SoundInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.subtype)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
-    return SoundInfo(info.frames / info.samplerate, info.samplerate, info.channels, info.subtype)
+
+
+def check_data_size(path: Path, log: str) -> None:
+    """Raise a UserError for a WAV cut short, whose frames libsndfile quietly counts anew; ``log`` is its log."""
+    found = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    # Programs that write to a pipe cannot know the size and announce all ones.
+    if found and int(found[2]) < int(found[1]) < 0xFFFFFF00:
+        raise UserError(
+            f"{path}: truncated, {found[2]} of the {found[1]} bytes that its header announces; "
+            "copy or download it again"
+        )
 
 
 def decode(path: Path) -> tuple[np.ndarray, int, str]:
@@ -68,9 +81,10 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
 
     try:
         with soundfile.SoundFile(path) as file:
+            check_data_size(path, file.extra_info)
             announced, sample_rate, subtype = file.frames, file.samplerate, file.subtype
             sound = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
     if len(sound) == 0:
         raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
@@ -81,7 +95,8 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
             "copy or download it again"
         )
     if len(sound) < SHORTEST * sample_rate:
-        raise UserError(f"{path}: only {len(sound) / sample_rate:.3f} s of sound, expected at least {SHORTEST} s")
+        seconds = len(sound) / sample_rate
+        raise UserError(f"{path}: {seconds:.3f} s of sound, expected at least {SHORTEST} s; replace it or remove it")
     if not np.isfinite(sound).all():
         raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
     return sound, sample_rate, subtype

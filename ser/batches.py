@@ -161,7 +161,7 @@ def check_labels(clips: Sequence[Clip], labels: Sequence[str]) -> None:
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Return the batches of an epoch as index arrays, in an order that depends on (seed, epoch) only.
 
-    Sizes differ by at most one, so no batch is a single clip that batch norm could not take.
+    Sizes differ by at most one, so that no small rest is left for batch norm to choke on.
     """
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return np.array_split(order, max(1, -(-count // batch_size)))

@@ -40,7 +40,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
         reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(f"{path}: not a whole checkpoint ({reason}); use another, or train again") from error
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of ser")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: format {content['format']} is newer than this ser knows ({FORMAT}); update ser")

@@ -143,15 +143,16 @@ def make(folder: Path, clips: Sequence[str] | None = None, seed: int = 0) -> int
     write = partial(write_clip, folder, seed)
     workers = max(1, min(os.cpu_count() or 1, len(missing) // 50))  # to start one costs as much as some 50 clips
     with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:  # starts them at the first task
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit it: Ctrl-C is for us alone
         made = pool.map(write, missing, chunksize=8) if workers > 1 else map(write, missing)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for _ in progress_bar(made, "making the demo corpus", len(missing)):
             pass
     return len(missing)
 
 
 def follow_parent() -> None:
-    """Make this worker leave Ctrl-C to its parent, and end when the parent does, even by kill -9."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make this worker end when its parent does, even by kill -9."""
     if parent := parent_process():
         threading.Thread(target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True).start()
 
@@ -167,8 +168,7 @@ def write_clip(folder: Path, seed: int, clip: str) -> None:
 
 def check(clips: Iterable[str]) -> None:
     """Raise a ``UserError`` if any of ``clips`` is not of this corpus."""
-    unknown = [clip for clip in clips if not NAME.fullmatch(clip)]
-    if unknown:
+    if unknown := [clip for clip in clips if not NAME.fullmatch(clip)]:
         raise UserError(f"the demo corpus has no clip {some(unknown)}; expected names such as s01_angry_t1_r1")
 
 

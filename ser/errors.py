@@ -37,7 +37,9 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         try:
-            sys.exit(main())
+            status = main()
+            sys.stdout.flush()  # here, where a reader that went away can still be met
+            sys.exit(status)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER)

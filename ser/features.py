@@ -17,7 +17,7 @@ import torch
 
 from ser import audio
 from ser.errors import UserError
-from ser.files import append_line, corpus_folder, read_json, write_json
+from ser.files import append_line, corpus_folder, read_json, write_atomically, write_json
 from ser.mel import LogMel
 from ser.metadata import Clip, Table
 from ser.progress import progress as progress_bar
@@ -137,7 +137,7 @@ class Work(torch.utils.data.Dataset):
         values, frames = self.features.front_end(sound[None], torch.tensor([len(sound)]))
         buffer = io.BytesIO()
         np.save(buffer, values[0].numpy().astype(self.features.dtype))
-        return clip.clip, int(frames), buffer.getvalue(), path.stat().st_size
+        return clip.clip, int(frames), buffer.getvalue(), zlib.crc32(path.read_bytes())
 
 
 def extract(table: Table, features: Features, progress: bool = True) -> dict[str, int]:
@@ -171,7 +171,7 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
                 raise result
             name, frames, content, source = result
             put(folder / f"{name}.npy", content)
-            whole[name] = {"frames": frames, "crc32": zlib.crc32(content), "source_bytes": source}
+            whole[name] = {"frames": frames, "crc32": zlib.crc32(content), "source_crc32": source}
             append_line(folder / "journal.jsonl", json.dumps({"clip": name, **whole[name]}))
         write_index(folder, table, features, whole, complete=True)
     (folder / "journal.jsonl").unlink(missing_ok=True)
@@ -193,7 +193,7 @@ def open_store(folder: Path, features: Features) -> dict[str, dict]:
             try:
                 entry = json.loads(line)
                 known[entry.pop("clip")] = entry
-            except (ValueError, KeyError, AttributeError):  # the line that the kill cut short
+            except (ValueError, KeyError, AttributeError, TypeError):  # the line that the kill cut short
                 continue
     return known
 
@@ -203,19 +203,17 @@ def is_whole(folder: Path, table: Table, clip: Clip, entry: dict | None) -> bool
     if entry is None:
         return False
     source = table.sound(clip)
-    if source.is_file() and source.stat().st_size != entry["source_bytes"]:
-        return False
     try:
+        if source.is_file() and zlib.crc32(source.read_bytes()) != entry["source_crc32"]:
+            return False
         return zlib.crc32((folder / f"{clip.clip}.npy").read_bytes()) == entry["crc32"]
-    except OSError:
+    except (OSError, KeyError, TypeError):  # gone, or an entry that is not of this store
         return False
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file whole; unlike ``files.write_atomically`` it does not wait for the disk: the checksum tells."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    """Write a file whole, without waiting for the disk: the checksum tells whether it arrived."""
+    write_atomically(path, lambda file: file.write(content), wait=False)
 
 
 def write_index(folder: Path, table: Table, features: Features, files: dict[str, dict], complete: bool) -> None:

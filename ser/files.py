@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 PROJECT = Path(__file__).resolve().parents[1]  # the checkout: gin/, tools/ and the published facts in data/
+CANNOT_WRITE = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def home() -> Path:
@@ -62,19 +63,29 @@ def run_folder(run: str) -> Path:
         pointer = outputs / "last"
         if not pointer.is_file():
             raise UserError(f"{pointer}: no run yet; train one first: just train EXP")
-        folder = outputs / pointer.read_text().strip()
+        name = pointer.read_text().strip()
+        if not (outputs / name / "run.gin").is_file():
+            raise UserError(
+                f"{pointer}: names the run '{name}', which is gone; name another, or train one: just train EXP"
+            )
+        folder = outputs / name
     else:
-        folder = outputs / run if (outputs / run).is_dir() else Path(run).absolute()
+        folder = outputs / run if (outputs / run / "run.gin").is_file() else Path(run).absolute()
     if not (folder / "run.gin").is_file():
         names = [path.name for path in outputs.iterdir() if (path / "run.gin").is_file()] if outputs.is_dir() else []
         raise UserError(f"{run}: no run of this name (a run folder holds run.gin){nearest(run, [*names, 'last'])}")
     return folder
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], wait: bool = True) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it into place.
 
     A crash at any moment leaves either the old file or the new one, never a part.
+
+    Args:
+        path: the file.
+        write: fills an open binary file.
+        wait: until the disk has it, so that a power cut cannot undo the promise.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -84,18 +95,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if wait:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             kept = "the previous file is kept" if path.exists() else "nothing was written"
             raise UserError(f"{path}: no space left on the disk, {kept}; free some space and go on") from error
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
+        if error.errno == errno.EROFS or isinstance(error, CANNOT_WRITE):
             raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,6 +131,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; expected a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); remove it and make it again") from error
 
@@ -141,7 +156,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             missing = [column for column in columns if column not in (reader.fieldnames or [])]
             if missing:
                 raise UserError(
@@ -155,10 +170,22 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
                 yield reader.line_num, row
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; expected a CSV file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise UserError(f"{path}: line {first_undecodable(path)}: not UTF-8; save the file as UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from error
+        raise UserError(f"{path}: line {reader.line_num}: not a CSV file ({error})") from error
+
+
+def first_undecodable(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return 0
 
 
 def some_columns(columns: Sequence[str]) -> str:

@@ -14,8 +14,9 @@ from ser.splits import PARTS, class_counts
 
 __all__ = ["advice", "counts_by", "text", "write"]
 
+NO_PART = "none"  # of a clip that the scheme does not hold
 GROUPINGS: dict[str, Callable[[Clip], str]] = {
-    "part": lambda clip: clip.split or "none",
+    "part": lambda clip: clip.split or NO_PART,
     "sex": lambda clip: clip.sex or "unknown",
     "speaker": lambda clip: clip.speaker,
 }
@@ -28,7 +29,7 @@ def counts_by(table: Table, grouping: str) -> dict[str, list[int]]:
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in table.clips:
         members[GROUPINGS[grouping](clip)].append(clip)
-    order = [part for part in PARTS if part in members] if grouping == "part" else sorted(members)
+    order = [part for part in (*PARTS, NO_PART) if part in members] if grouping == "part" else sorted(members)
     return {name: class_counts(members[name], table.corpus) for name in order}
 
 

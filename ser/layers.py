@@ -68,7 +68,7 @@ class Classifier(nn.Module):
 
 
 class InputNorm(nn.Module):
-    """Bring features to zero mean and unit variance.
+    """Centre features, and scale them where the statistics of a corpus are known.
 
     Args:
         size: features D.

@@ -1,5 +1,6 @@
 """The table of clips, ``data/<corpus>/metadata.csv``: read, write, validate."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -63,12 +64,24 @@ def raw_folder(corpus: str) -> Path:
         UserError: the folder is gone.
     """
     local = corpus_folder(corpus) / "local.json"
-    folder = Path(read_json(local)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
+    folder = Path(read_local(corpus)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no raw recordings of {corpus} here; say where they are: just raw=PATH prepare {corpus}"
         )
     return folder
+
+
+def read_local(corpus: str) -> dict[str, Any]:
+    """Read ``data/<corpus>/local.json``: where the recordings lie, and how many official clips are missing."""
+    path = corpus_folder(corpus) / "local.json"
+    local = read_json(path)
+    good = isinstance(local, dict) and isinstance(local.get("raw"), str) and isinstance(local.get("missing"), int)
+    if not good:
+        raise UserError(
+            f"{path}: expected raw (text) and missing (number); make it again: just raw=PATH metadata {corpus}"
+        )
+    return local
 
 
 def remember_raw(corpus: str, raw: Path, missing: int) -> None:
@@ -100,7 +113,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
         raise UserError(f"{path}: {corpus} is not prepared yet; run: just raw=PATH prepare {corpus}")
     clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
     validate(path, corpus, clips)
-    table = Table(corpus, raw_folder(corpus), tuple(clips), read_json(corpus_folder(corpus) / "local.json")["missing"])
+    table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])
     if check_files:
         gone = [clip.path for clip in table.clips if not table.sound(clip).is_file()]
         if gone:
@@ -139,5 +152,9 @@ def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
             raise UserError(f"{where}: the speaker is empty; speaker-independent figures need one")
         if clip.corpus != corpus:
             raise UserError(f"{where}: corpus is '{clip.corpus}', expected '{corpus}'")
+        if not (math.isfinite(clip.seconds) and clip.seconds > 0):
+            raise UserError(f"{where}: seconds is {clip.seconds}; expected a length above 0")
+        if Path(clip.clip).name != clip.clip:
+            raise UserError(f"{where}: the name holds a folder; expected a file name without its ending")
         if clip.path.startswith("/") or ".." in Path(clip.path).parts:
             raise UserError(f"{where}: path '{clip.path}' leaves the raw folder; expected one relative to it")

@@ -54,7 +54,7 @@ class WarmupCosine:
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor on the peak learning rate at ``step`` (from 0) of ``steps``."""
-        warmup_steps = math.ceil(self.warmup * steps)
+        warmup_steps = round(self.warmup * steps)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, steps - warmup_steps)

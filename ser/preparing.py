@@ -26,10 +26,13 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
             f"{found.unmatched[0]}: no grammar of {corpus.title} matches this name "
             f"({len(found.unmatched)} such files); rename or move them away"
         )
-    missing = [clip for clip in corpus.official() if clip not in found.clips]
+    official = corpus.official()
+    if foreign := [clip for clip in found.clips if clip not in official]:
+        raise UserError(f"{found.clips[foreign[0]]}: not on the official list of {corpus.title}; move it away")
+    missing = [clip for clip in official if clip not in found.clips]
     if missing and not allow_missing:
         raise UserError(
-            f"{raw}: {len(missing)} of {len(corpus.official())} clips are missing: {some(missing)}; "
+            f"{raw}: {len(missing)} of {len(official)} clips are missing: {some(missing)}; "
             f"bring them, or go on without: just allow_missing=1 metadata {corpus.name}"
         )
     speakers = demographics(raw)

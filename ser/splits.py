@@ -4,6 +4,7 @@ Every scheme covers the *official* list of a corpus, so that missing clips chang
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["PARTS", "Split", "check_leaks", "make_split", "parts_of", "read_spli
 PARTS = ("train", "val", "test")
 CANDIDATES = 200  # seeds tried for the schemes of our own
 HELD_OUT = 0.1  # share of the speakers in each of the validation and test parts of `holdout`
+FOLD = re.compile(r"[1-9][0-9]*")
 OWN_SCHEMES = ("holdout", "kfold5")
 
 
@@ -122,6 +124,7 @@ def holdout(clips: Sequence[dict[str, str]]) -> dict[str, str]:
         # GroupShuffleSplit shuffles the sorted unique groups; with one row a speaker ShuffleSplit is the same.
         part = np.zeros(len(names), dtype=int)
         rest, test = next(ShuffleSplit(1, test_size=HELD_OUT, random_state=seed).split(names))
+        rest = np.sort(rest)
         inner = ShuffleSplit(1, test_size=HELD_OUT / (1 - HELD_OUT), random_state=seed)
         _, val = next(inner.split(rest))
         part[test], part[rest[val]] = 2, 1
@@ -200,12 +203,17 @@ def read_split(corpus: str, scheme: str) -> Split:
     for line, row in read_csv(path, ("clip", column)):
         if row["clip"] in of:
             raise UserError(f"{path}: line {line}: clip '{row['clip']}' stands twice")
-        good = row[column].isdigit() if column == "fold" else row[column] in PARTS
+        good = FOLD.fullmatch(row[column]) if column == "fold" else row[column] in PARTS
         if not good:
             expected = "a fold number" if column == "fold" else ", ".join(PARTS)
             raise UserError(f"{path}: line {line}: {column} '{row[column]}'; expected {expected}")
         of[row["clip"]] = row[column]
-    return Split(corpus, scheme, column, of)
+    split = Split(corpus, scheme, column, of)
+    if gaps := [number for number in range(1, split.folds + 1) if str(number) not in of.values()]:
+        raise UserError(
+            f"{path}: {split.folds} folds, but none is numbered {some(gaps)}; number them from 1 without gaps"
+        )
+    return split
 
 
 def parts_of(split: Split, fold: int | None) -> dict[str, str]:

@@ -191,6 +191,10 @@ def judge(report: Report, corpus: Corpus, allow_missing: bool) -> None:
         f"{path}: no grammar of {corpus.title} matches this name; rename it or move it away"
         for path in report.found.unmatched
     ]
+    if foreign := [clip for clip in report.findings if clip not in corpus.official()]:
+        report.errors.append(
+            f"{len(foreign)} clips are not on the official list of {corpus.title}: {some(foreign)}; move them away"
+        )
     if report.missing:
         text = f"{len(report.missing)} of {report.official} clips are missing: {some(report.missing)}"
         if allow_missing:

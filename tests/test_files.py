@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -321,10 +320,11 @@ def test_a_lock_refuses_a_second_process_and_ends_with_its_block(tmp_path):
 def test_a_lock_ends_with_the_process_that_held_it(tmp_path):
     path = tmp_path / ".lock"
     with subprocess.Popen([sys.executable, "-c", LOCKER, str(path), "60"], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="busy"), files.locked(path, "busy"):
-            pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match="busy"), files.locked(path, "busy"):
+                pass
+        finally:
+            holder.kill()
     with files.locked(path, "busy"):
         assert path.exists()

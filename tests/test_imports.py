@@ -24,9 +24,7 @@ def imported(room: str) -> set[str]:
     """Return the names of the modules that a room imports anywhere in its file, rooms without ``ser.``."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((PROJECT / "ser" / f"{room}.py").read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "ser":
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module == "ser"):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)

@@ -14,8 +14,8 @@ def main() -> None:
 
     from ser import splits
 
-    for scheme in arguments.schemes or splits.schemes(arguments.corpus):
-        split = splits.make_split(arguments.corpus, scheme)
+    names = arguments.schemes or splits.schemes(arguments.corpus)
+    for split in [splits.make_split(arguments.corpus, name) for name in names]:  # all are made before one is written
         path = splits.write_split(split)
         groups = "; ".join(f"{name} {clips} clips of {who} speakers" for name, clips, who in splits.summary(split))
         print(f"{path}\n  {split.column}s: {groups}\n  source: {split.source}\n  sha256: {split.sha256}")
