@@ -2,7 +2,7 @@
 
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
-ground    errors, files, progress, labels, audio, layers, dist, metrics, stats, losses, plots
+ground    errors, interrupts, files, progress, labels, audio, layers, dist, metrics, stats, losses, plots
 table     metadata, demo, corpora, splits, verify, preparing, protocol, histogram
 signal    mel, augment, features, batches
 models    ecapa_tdnn

@@ -36,7 +36,9 @@ class ClipRandom:
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return float32 [B], uniform in [low, high)."""
         values = torch.tensor([low + (high - low) * g.random() for g in self.generators], dtype=torch.float32)
-        below = torch.nextafter(torch.tensor(high), torch.tensor(low))  # rounding to float32 may reach high itself
+        below = torch.nextafter(
+            torch.tensor(float(high)), torch.tensor(float(low))
+        )  # rounding to float32 may reach high itself
         return values if low == high else values.clamp_max(below)
 
     def normal(self, size: int) -> Tensor:

@@ -28,6 +28,7 @@ class Training:
         crop_seconds: length of the training crops; shorter clips are repeated.
         patience: epochs without a better validation UAR before stopping.
         clip_norm: largest gradient norm; larger ones are scaled down to it.
+        average: decay a step of the moving average of the weights, which validates and is kept; 0 for none.
         precision: ``float32``, or ``bf16`` for autocast to bfloat16.
     """
 
@@ -36,12 +37,15 @@ class Training:
     crop_seconds: float
     patience: int
     clip_norm: float = 5.0
+    average: float = 0.0
     precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "crop_seconds", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise UserError(f"Training.{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 <= self.average < 1:
+            raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
         if self.precision not in PRECISIONS:
             raise UserError(f"train/precision is '{self.precision}'{nearest(self.precision, PRECISIONS)}")
 

@@ -11,6 +11,7 @@ from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
 from ser.features import FeatureStore
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
+from ser.interrupts import Interrupted
 from ser.labels import label_set, shared_labels
 from ser.metadata import Clip, read_table
 from ser.tracking import environment
@@ -68,7 +69,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
         print(f"{'resuming' if resume else 'training'} {run.folder}")
         try:
             state = training.fit(experiment, run, resume, progress)
-        except training.Interrupted as stopped:
+        except Interrupted as stopped:
             print(stopped)
             return False
     print(

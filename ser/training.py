@@ -1,10 +1,8 @@
 """``fit(experiment)``: the loop, readable from top to bottom. gin has done its work before this begins."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,23 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ser import checkpoints, dist, evaluation, plots
 from ser.batches import Batch, ClipReader, SoundSource, check_labels, prefetch, shuffled
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.features import FeatureStore
+from ser.interrupts import Interrupted, stop_requests
 from ser.layers import Classifier, InputNorm
 from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.progress import progress as progress_bar
 from ser.tracking import read_log
 
-__all__ = ["Interrupted", "dry_run", "fit", "is_finished", "open_reader"]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; ``last.pt`` holds everything that resuming needs."""
+__all__ = ["dry_run", "fit", "is_finished", "open_reader"]
 
 
 @dataclass
@@ -71,12 +67,12 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
     """
     training, seed = experiment.training, experiment.seed
     setup = set_up(experiment, fit_norm=not resume)
-    train, model, optimizer = setup.train, setup.model, setup.optimizer
+    train, model = setup.train, setup.model
     steps = training.epochs * len(shuffled(len(train), training.batch_size, seed, 0))
 
     state = State()
     if resume:
-        state = restore(run, model, optimizer)
+        state = restore(run, setup)
     tracker = experiment.tracking.open(run.folder, run.settings, run.group)
     tracker.rewind(state.step)
     if not resume:
@@ -102,7 +98,7 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
                 now = time.perf_counter()
                 state.train_seconds, mark = state.train_seconds + now - mark, now
                 if stop.requested:
-                    save(run.last, experiment, run, state, model, optimizer)
+                    save(run.last, experiment, run, state, setup, resumable=True)
                     tracker.close()
                     raise Interrupted(f"stopped at step {state.step}; go on with: just resume {run.folder.name}")
 
@@ -122,8 +118,8 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
                     f"validation loss {values['val/loss']:.3f}  UAR {figures['uar']:.3f}{'  best' if better else ''}"
                 )
             if better:
-                save(run.best, experiment, run, state, model)
-            save(run.last, experiment, run, state, model, optimizer)
+                save(run.best, experiment, run, state, setup)
+            save(run.last, experiment, run, state, setup, resumable=True)
             plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
     tracker.close()
     return state
@@ -137,6 +133,7 @@ class Setup:
         train, validation: clips of the two parts.
         reader: of their inputs.
         model, optimizer: of the experiment.
+        averaged: moving average of the model's weights and statistics, or None.
         weights: of the classes, float [C].
         crop: length of a training crop, in samples or frames.
     """
@@ -146,8 +143,14 @@ class Setup:
     reader: ClipReader
     model: Classifier
     optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
     weights: Tensor
     crop: int
+
+    @property
+    def answering(self) -> Any:
+        """The model that validates and is kept: the average, where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
 
     def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of ``order`` on the device."""
@@ -158,7 +161,7 @@ class Setup:
     def validate(self, experiment: Experiment) -> evaluation.Predictions:
         """Predict the validation part."""
         precision = experiment.training.precision
-        return evaluation.predict(self.model, experiment.features, self.reader, self.validation, precision)
+        return evaluation.predict(self.answering, experiment.features, self.reader, self.validation, precision)
 
 
 def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
@@ -184,7 +187,10 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
     counts = torch.tensor(protocol.class_counts(train))
     weights = class_weights(counts, experiment.loss.class_weights).to(device)
     crop = round(experiment.training.crop_seconds * experiment.features.input_rate)
-    return Setup(train, validation, reader, model, experiment.optimizer.build(model), weights, crop)
+    averaged = None
+    if decay := experiment.training.average:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Setup(train, validation, reader, model, experiment.optimizer.build(model), averaged, weights, crop)
 
 
 def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, factor: float) -> dict[str, Any]:
@@ -213,6 +219,8 @@ def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, f
             "lower train/lr, or look at these clips"
         )
     optimizer.step()
+    if setup.averaged is not None:
+        setup.averaged.update_parameters(model)
     return {"train/loss": value, "train/lr": experiment.optimizer.lr * factor, "train/grad_norm": float(norm)}
 
 
@@ -249,20 +257,13 @@ def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[C
             module.fit(frames())
 
 
-def save(
-    path: Path,
-    experiment: Experiment,
-    run: Run,
-    state: State,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> None:
-    """Write a self-describing checkpoint; with the optimiser it is one to resume from."""
+def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setup, resumable: bool = False) -> None:
+    """Write a self-describing checkpoint: the model that answers, or everything to resume from."""
     protocol = experiment.protocol
     content: dict[str, Any] = {
-        "model": model.state_dict(),
+        "model": (setup.model if resumable else setup.answering).state_dict(),
         "config": run.config,
-        "labels": list(model.labels),
+        "labels": list(setup.model.labels),
         "label_source": protocol.label_source,
         "corpus": protocol.corpus,
         "scheme": protocol.scheme,
@@ -271,19 +272,23 @@ def save(
         "train_speakers": sorted({clip.speaker for clip in protocol.part("train")}),
         "state": asdict(state),
     }
-    if optimizer is not None:
+    if resumable:
         rng = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()
-        content |= {"optimizer": optimizer.state_dict(), "rng": rng}
+        content |= {"optimizer": setup.optimizer.state_dict(), "rng": rng}
+        if setup.averaged is not None:
+            content["averaged"] = setup.averaged.state_dict()
     checkpoints.save(path, content)
 
 
-def restore(run: Run, model: Classifier, optimizer: torch.optim.Optimizer) -> State:
-    """Bring model, optimiser and random numbers back to where ``last.pt`` left them."""
+def restore(run: Run, setup: Setup) -> State:
+    """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them."""
     content = checkpoints.load(run.last)
-    checkpoints.restore(model, content["model"], run.last)
-    optimizer.load_state_dict(content["optimizer"])
+    checkpoints.restore(setup.model, content["model"], run.last)
+    setup.optimizer.load_state_dict(content["optimizer"])
+    if setup.averaged is not None:
+        checkpoints.restore(setup.averaged, content["averaged"], run.last)
     torch.set_rng_state(content["rng"]["torch"])
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"])
@@ -307,31 +312,6 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
         f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
         f"split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
     )
-
-
-@dataclass
-class StopRequest:
-    """Set by the signal handler, read after every step."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request that the loop meets between two steps; a second one ends at once."""
-    request = StopRequest()
-
-    def handle(number: int, frame: object) -> None:
-        if request.requested:
-            raise KeyboardInterrupt
-        request.requested = True
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def dry_run(experiment: Experiment, steps: int = 50) -> None:
