@@ -290,7 +290,7 @@ MISTAKES = {
         substitute(METADATA, ",happy,", ",hapy,"), ("class_hist.py", "ravdess"), "did you mean 'happy'?"
     ),
     "histogram: not text": Mistake(
-        overwrite(METADATA, b"\xff\xfe\x00p\x00a"), ("class_hist.py", "ravdess"), "{}: not UTF-8"
+        overwrite(METADATA, b"\xff\xfe\x00p\x00a"), ("class_hist.py", "ravdess"), "{}: line 1: not UTF-8"
     ),
     "extract: not prepared": Mistake(
         nothing, ("extract.py", "demo", "logmel80"), "{}/data/demo/metadata.csv: demo is not prepared"

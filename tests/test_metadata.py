@@ -155,7 +155,7 @@ def test_a_table_without_rows_is_refused(written):
 
 def test_a_file_that_is_not_text_is_refused(written):
     written.write_bytes(written.read_bytes().replace(b"angry", b"\xff\xfe\x00"))
-    assert f"{written}: not UTF-8" in refusal()
+    assert f"{written}: line 3: not UTF-8" in refusal()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ WORTHLESS = {
     "nearly a wav": (lambda path: cut(path, 0.99), "truncated"),
     "only a header": (lambda path: cut(path, 0.0023), ""),
     "no samples": (lambda path: store(path, SOUND[:0]), "the sound is empty"),
-    "a click": (lambda path: store(path, SOUND[:300]), "only 0.019 s of sound"),
+    "a click": (lambda path: store(path, SOUND[:300]), "0.019 s of sound"),
     "NaN": (lambda path: store(path, with_one(np.nan), subtype="FLOAT"), "NaN"),
     "infinity": (lambda path: store(path, with_one(-np.inf), subtype="FLOAT"), "infinite"),
 }
