@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from ser import audio, splits, verify
+from ser import audio, verify
 from ser.corpora import Corpus, demographics
 from ser.errors import UserError, some
 from ser.metadata import COLUMNS, Clip
+from ser.schemes import make_split
 
 __all__ = ["clips_of"]
 
@@ -36,7 +37,7 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
             f"bring them, or go on without: just allow_missing=1 metadata {corpus.name}"
         )
     speakers = demographics(raw)
-    parts = splits.make_split(corpus.name, "holdout").of
+    parts = make_split(corpus.name, "holdout").of
     clips = []
     for name, path in sorted(found.clips.items()):
         info = audio.header(path)

@@ -51,7 +51,9 @@ class Protocol:
     def parts(self) -> dict[str, list[Clip]]:
         """The clips at hand by part, checked for leaking speakers."""
         where = str(splits.split_path(self.corpus, self.scheme))
-        return splits.select(self.table.clips, splits.parts_of(self.split, self.fold), where)
+        clips = self.table.clips  # first: a corpus that is not prepared says so
+        parts = splits.parts_of(self.split, self.fold)
+        return splits.select(clips, parts, where, self.split.speaker_independent)
 
     def part(self, name: str) -> list[Clip]:
         """Return the clips of one part.

@@ -110,7 +110,9 @@ def evaluate(name: str, part: str = "test", progress: bool = True) -> tuple[Path
     experiment, run = trained(name)
     protocol = experiment.protocol
     clips = protocol.part(part)
-    check_unseen(run, clips, protocol.corpus)
+    independent = protocol.split.speaker_independent
+    if independent:
+        check_unseen(run, clips, protocol.corpus)
     predictions = predict(experiment, protocol.corpus, clips, progress)
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     scorings = evaluation.count_scoring(run.folder, label) if part == "test" else 0
@@ -121,7 +123,8 @@ def evaluate(name: str, part: str = "test", progress: bool = True) -> tuple[Path
         "part": part,
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "tags": [],
+        "speaker_independent": independent,
+        "tags": tags_of(experiment),
         "test_scorings": scorings,
     }
     folder = run.folder / "eval" / label
@@ -158,7 +161,7 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
         "part": "all",
         "split_sha256": experiment.protocol.split.sha256,
         "clips_missing": table.missing,
-        "tags": ["cross-corpus"],
+        "tags": ["cross-corpus", *tags_of(experiment)],
         "test_scorings": evaluation.count_scoring(run.folder, label),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
@@ -175,6 +178,11 @@ def predict(experiment: Experiment, corpus: str, clips: Sequence[Clip], progress
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
     return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
+
+
+def tags_of(experiment: Experiment) -> list[str]:
+    """Return what a reader must know of every figure of a run."""
+    return [] if experiment.protocol.split.speaker_independent else ["speaker-dependent"]
 
 
 def check_unseen(run: Run, clips: Sequence[Clip], corpus: str) -> None:
@@ -245,7 +253,7 @@ def cross_validate(
         "part": "test",
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "tags": ["pooled folds"],
+        "tags": ["pooled-folds", *tags_of(first)],
         "test_scorings": max(result["test_scorings"] for result in results),
         "folds": [
             {"fold": number, "run": result["run"], **{name: result[name] for name in evaluation.metrics.FIGURES}}

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from ser import audio, metadata, preparing, splits
+from ser import audio, metadata, preparing, schemes, splits
 from ser.corpora import corpus as corpus_named
 from ser.labels import EMOTIONS
 
@@ -19,7 +19,7 @@ from ser.labels import EMOTIONS
 # (``test_splits.py`` holds this).
 SPEAKERS = {
     "crema_d": (
-        "1001", "1002", "1005", "1006", "1009", "1015", "1019", "1021", "1022", "1031", "1033", "1034",
+        "1001", "1002", "1005", "1009", "1019", "1021", "1022", "1033", "1034", "1054", "1060", "1082",
     ),
     "demo": ("s01", "s02", "s03", "s04", "s08", "s09", "s10", "s11", "s12", "s13", "s23", "s24"),
     "ravdess": ("01", "02", "03", "04", "06", "07", "08", "09", "10", "11", "15", "17", "20", "24"),
@@ -95,7 +95,7 @@ def synthetic_sound(name: str, emotion: str, seconds: float = 0.6) -> np.ndarray
 def names_by_speaker_and_emotion(corpus: str) -> dict[tuple[str, str], list[str]]:
     """Return the official clip names of each speaker and emotion, sorted."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for clip in splits.official_clips(corpus):
+    for clip in schemes.official_clips(corpus):
         groups.setdefault((clip["speaker"], clip["emotion"]), []).append(clip["clip"])
     return {key: sorted(groups[key]) for key in sorted(groups)}
 
@@ -103,4 +103,4 @@ def names_by_speaker_and_emotion(corpus: str) -> dict[tuple[str, str], list[str]
 @cache
 def official_split(corpus: str, scheme: str) -> splits.Split:
     """Return a computed split; computing one takes a moment, so each is computed once a process."""
-    return splits.make_split(corpus, scheme)
+    return schemes.make_split(corpus, scheme)

@@ -18,8 +18,10 @@ from ser.errors import UserError
 from ser.files import PROJECT, read_json
 from ser.labels import label_set
 from ser.metadata import Clip
-from ser.splits import PARTS, Split, check_leaks, make_split, parts_of, read_split, schemes, select, write_split
+from ser.schemes import make_split
+from ser.splits import PARTS, UNUSED, Split, check_leaks, parts_of, read_split, schemes, select, write_split
 
+OWN = ["holdout", "holdout_text", "kfold5"]
 EVERY = [(name, scheme) for name in CORPORA for scheme in schemes(name)]
 
 
@@ -43,9 +45,9 @@ def clip_of(name: str, corpus_name: str = "ravdess") -> Clip:
 
 def test_the_schemes_of_each_corpus():
     assert {name: schemes(name) for name in CORPORA} == {
-        "crema_d": ["holdout", "kfold5", "tfds"],
-        "demo": ["holdout", "kfold5"],
-        "ravdess": ["holdout", "kfold5", "emobox6"],
+        "crema_d": [*OWN, "audeering", "emobox1", "emosuperb5", "peft_ser5", "tfds"],
+        "demo": OWN,
+        "ravdess": [*OWN, "audeering", "emobox6", "luna5"],
     }
 
 
@@ -54,7 +56,10 @@ def test_a_scheme_covers_every_official_clip_and_shares_no_speaker(name, scheme)
     split = official_split(name, scheme)
     assert set(split.of) == set(corpus(name).official())
     groups = speakers_by_group(split)
-    assert sum(len(speakers) for speakers in groups.values()) == len(set.union(*groups.values()))
+    unused = groups.pop(UNUSED, None)
+    assert (unused is not None) == (scheme == "holdout_text")
+    shared = sum(len(speakers) for speakers in groups.values()) > len(set.union(*groups.values()))
+    assert shared == (not split.speaker_independent) == (scheme == "emobox1")
     if split.column == "part":
         assert set(groups) == set(PARTS)
         assert split.folds == 0
@@ -72,8 +77,50 @@ def test_the_hash_is_of_the_sorted_lines(name, scheme):
 @pytest.mark.parametrize(("name", "scheme"), EVERY)
 def test_the_small_corpora_of_the_tests_reach_every_group(name, scheme):
     split = official_split(name, scheme)
-    assert {split.of[clip] for clip in clip_names(name)} == set(split.of.values())
+    reached = {split.of[clip] for clip in clip_names(name)}
+    assert reached == set(split.of.values()) or (scheme == "holdout_text" and "train" in reached)
     assert {corpus(name).parse(clip)["speaker"] for clip in clip_names(name)} == set(SPEAKERS[name])
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_holdout_text_shares_neither_speaker_nor_statement_with_training(name):
+    split, parse = official_split(name, "holdout_text"), corpus(name).parse
+    statements = {part: {parse(clip)["statement"] for clip, p in split.of.items() if p == part} for part in PARTS}
+    assert not statements["train"] & (statements["val"] | statements["test"])
+    if name != "ravdess":  # which has two statements only
+        assert not statements["val"] & statements["test"]
+    holdout = official_split(name, "holdout").of
+    assert all(part in (holdout[clip], UNUSED) for clip, part in split.of.items())
+
+
+def test_published_parts_have_the_published_numbers_of_speakers():
+    def speakers(name: str, scheme: str) -> list[int]:
+        return [len(members) for _, members in sorted(speakers_by_group(official_split(name, scheme)).items())]
+
+    assert speakers("crema_d", "audeering") == [17, 56, 18]  # test, train, val
+    assert speakers("crema_d", "emosuperb5") == [18, 18, 18, 18, 19]
+    assert speakers("crema_d", "peft_ser5") == [19, 18, 18, 18, 18]
+    assert speakers("ravdess", "audeering") == [4, 16, 4]
+    assert speakers("ravdess", "luna5") == [5, 5, 5, 5, 4]
+
+
+@pytest.mark.skipif("SER_REAL_DATA" not in os.environ, reason="needs the published folds in $SER_REAL_DATA")
+def test_emobox1_tests_exactly_the_published_clips():
+    split = official_split("crema_d", "emobox1")
+    with open(os.path.join(os.environ["SER_REAL_DATA"], "emobox_folds/cremad_fold_1.csv"), newline="") as file:
+        published = {row["clip"]: row["part"] for row in csv.DictReader(file)}
+    assert {clip for clip, part in split.of.items() if part == "test"} == {
+        clip for clip, part in published.items() if part == "test"
+    }
+    assert published.keys() == split.of.keys()
+
+
+def test_any_number_of_folds_from_three():
+    split = make_split("ravdess", "kfold8")
+    assert [len(members) for members in speakers_by_group(split).values()] == [3] * 8
+    for scheme in ("kfold2", "kfold0", "kfold", "kfold1000"):
+        with pytest.raises(UserError, match="is not one of ravdess's"):
+            make_split("ravdess", scheme)
 
 
 def test_a_split_is_the_same_whenever_it_is_made():

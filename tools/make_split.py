@@ -12,10 +12,10 @@ def main() -> None:
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help="all schemes of the corpus by default")
     arguments = parser.parse_args()
 
-    from ser import splits
+    from ser import schemes, splits
 
     names = arguments.schemes or splits.schemes(arguments.corpus)
-    for split in [splits.make_split(arguments.corpus, name) for name in names]:  # all are made before one is written
+    for split in [schemes.make_split(arguments.corpus, name) for name in names]:  # all are made before one is written
         path = splits.write_split(split)
         groups = "; ".join(f"{name} {clips} clips of {who} speakers" for name, clips, who in splits.summary(split))
         print(f"{path}\n  {split.column}s: {groups}\n  source: {split.source}\n  sha256: {split.sha256}")
