@@ -5,7 +5,7 @@ Shapes: B clips, N samples, T frames, D features, C classes.
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ser import audio
 from ser.augment import ClipRandom
 from ser.errors import UserError, nearest
+from ser.features import Features, FeatureStore
 from ser.metadata import Clip, Table
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "bucketed",
     "check_labels",
     "one_hot",
+    "open_source",
     "prefetch",
     "shuffled",
 ]
@@ -84,17 +86,33 @@ class SoundSource:
         return torch.from_numpy(audio.read(self.table.sound(clip)))
 
 
+def open_source(features: Features, table: Table) -> Source:
+    """Return where the inputs of a corpus's clips come from: the feature store, or sound.
+
+    Raises:
+        UserError: as ``features.FeatureStore``.
+    """
+    return FeatureStore(table.corpus, features) if features.cached else SoundSource(table)
+
+
 class ClipReader:
     """Reads inputs and keeps them in memory for the next epoch, in the precision they are stored in.
 
     Args:
         source: a ``FeatureStore`` or a ``SoundSource``.
         labels: the model's classes, in order.
+        soft_target: clip -> distribution over the classes [C], or None for one-hot of its emotion.
     """
 
-    def __init__(self, source: Source, labels: Sequence[str]):
+    def __init__(
+        self,
+        source: Source,
+        labels: Sequence[str],
+        soft_target: Callable[[Clip], list[float] | None] = lambda clip: None,
+    ):
         self.source = source
         self.labels = tuple(labels)
+        self.soft_target = soft_target
         self.kept: dict[str, Tensor] = {}
         self.room = CACHE_BYTES
 
@@ -135,8 +153,12 @@ class ClipReader:
         return Batch(padded, lengths, self.targets(clips), list(clips))
 
     def targets(self, clips: Sequence[Clip]) -> Tensor:
-        """Return one-hot targets [B, C]; a clip whose emotion the model does not know gets zeros."""
-        return one_hot(clips, self.labels)
+        """Return targets [B, C]: one-hot or soft; a clip whose emotion the model does not know gets zeros."""
+        targets = one_hot(clips, self.labels)
+        for row, clip in enumerate(clips):
+            if (soft := self.soft_target(clip)) is not None:
+                targets[row] = torch.tensor(soft)
+        return targets
 
 
 def one_hot(clips: Sequence[Clip], labels: Sequence[str]) -> Tensor:
@@ -149,9 +171,9 @@ def one_hot(clips: Sequence[Clip], labels: Sequence[str]) -> Tensor:
 
 
 def check_labels(clips: Sequence[Clip], labels: Sequence[str]) -> None:
-    """Raise a UserError for a clip whose emotion a model does not know."""
+    """Raise a UserError for a clip whose emotion a model does not know; a clip without a label is soft."""
     for clip in clips:
-        if clip.emotion not in labels:
+        if clip.emotion and clip.emotion not in labels:
             raise UserError(
                 f"clip '{clip.clip}' is labelled '{clip.emotion}', which the model does not know"
                 f"{nearest(clip.emotion, labels)}; score it across label sets with: just cross RUN {clip.corpus}"
@@ -161,10 +183,11 @@ def check_labels(clips: Sequence[Clip], labels: Sequence[str]) -> None:
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Return the batches of an epoch as index arrays, in an order that depends on (seed, epoch) only.
 
-    Sizes differ by at most one, so that no small rest is left for batch norm to choke on.
+    Sizes differ by at most one and are at least ``batch_size`` where there are that many clips, so that no
+    small rest is left for batch norm to choke on.
     """
     order = np.random.default_rng((seed, epoch)).permutation(count)
-    return np.array_split(order, max(1, -(-count // batch_size)))
+    return np.array_split(order, max(1, count // batch_size))
 
 
 def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -95,7 +95,7 @@ def training() -> list[Row]:
     def fit() -> float:
         with tempfile.TemporaryDirectory() as folder:
             fresh, run = runs.create(settings)
-            state = loop.fit(fresh, replace(run, folder=Path(folder)), progress=False)
+            state = loop.fit(fresh, replace(run, folder=Path(folder)), loop.set_up(fresh), progress=False)
         return state.train_seconds / state.step
 
     def bare() -> float:

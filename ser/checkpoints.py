@@ -39,7 +39,9 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint; train first: just train EXP") from error
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
         reason = str(error).strip().partition("\n")[0][:120]
-        raise UserError(f"{path}: not a whole checkpoint ({reason}); use another, or train again") from error
+        raise UserError(
+            f"{path}: not a whole checkpoint ({reason}); remove it, and go on from another or train again"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of ser")
     if content["format"] > FORMAT:

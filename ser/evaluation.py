@@ -64,13 +64,17 @@ class Predictions:
         columns = [[i for i, name in enumerate(self.labels) if mapping.get(name) == label] for label in labels]
         logits = self.logits[kept]
         merged = np.stack([np.logaddexp.reduce(logits[:, members], axis=1) for members in columns], axis=1)
+        # The strict answer competes with the merged labels, so that it is right only where the restricted one is.
+        outside = [i for i, name in enumerate(self.labels) if name not in mapping]
+        every = np.concatenate([merged, logits[:, outside]], axis=1).argmax(1)
+        names = [*labels, *(self.labels[i] for i in outside)]
         return Predictions(
             [self.clips[row] for row in kept],
             [self.speakers[row] for row in kept],
             [mapping[self.references[row]] for row in kept],
             labels,
             merged,
-            [mapping.get(self.labels[answer], self.labels[answer]) for answer in logits.argmax(1)],
+            [names[answer] for answer in every],
         )
 
 
@@ -97,8 +101,8 @@ def predict(
     with progress_bar(None, "evaluate", len(clips), shown=progress) as bar:
         for rows in batches:
             batch = reader.whole([clips[row] for row in rows]).to(device)
+            inputs, lengths = features.frames(batch.inputs, batch.lengths)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                inputs, lengths = features.frames(batch.inputs, batch.lengths)
                 logits[rows] = model(inputs, lengths).double().cpu().numpy()
             bar.update(len(rows))
     model.train(was_training)
@@ -227,4 +231,4 @@ def count_scoring(run: Path, what: str) -> int:
     """Record that ``what`` (a test part or another corpus) was scored with this run; return how often so far."""
     path = run / "scorings.jsonl"
     append_line(path, json.dumps({"scored": what}))
-    return sum(json.loads(line)["scored"] == what for line in path.read_text().splitlines())
+    return path.read_text().splitlines().count(json.dumps({"scored": what}))

@@ -5,7 +5,6 @@
 
 import io
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from hashlib import sha256
@@ -20,6 +19,7 @@ from ser.errors import UserError
 from ser.files import append_line, corpus_folder, read_json, write_atomically, write_json
 from ser.mel import LogMel
 from ser.metadata import Clip, Table
+from ser.progress import cores
 from ser.progress import progress as progress_bar
 
 __all__ = ["FeatureStore", "Features", "extract"]
@@ -164,7 +164,7 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
     write_index(folder, table, features, whole, complete=not todo)
     if todo:
         loader = torch.utils.data.DataLoader(
-            Work(table, features, todo), batch_size=None, num_workers=min(len(todo), len(os.sched_getaffinity(0)))
+            Work(table, features, todo), batch_size=None, num_workers=min(len(todo), cores())
         )
         for result in progress_bar(loader, f"extract {table.corpus} {features.name}", len(todo), shown=progress):
             if isinstance(result, UserError):

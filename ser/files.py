@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 PROJECT = Path(__file__).resolve().parents[1]  # the checkout: gin/, tools/ and the published facts in data/
-CANNOT_WRITE = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def home() -> Path:
@@ -100,12 +99,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], wait: boo
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            kept = "the previous file is kept" if path.exists() else "nothing was written"
-            raise UserError(f"{path}: no space left on the disk, {kept}; free some space and go on") from error
-        if error.errno == errno.EROFS or isinstance(error, CANNOT_WRITE):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner") from error
-        raise
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -131,8 +125,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; expected a JSON file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); remove it and make it again") from error
 
@@ -170,8 +164,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
                 yield reader.line_num, row
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; expected a CSV file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a CSV file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: line {first_undecodable(path)}: not UTF-8; save the file as UTF-8") from error
     except csv.Error as error:
@@ -195,9 +189,27 @@ def some_columns(columns: Sequence[str]) -> str:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append one line in a single write, so that a crash leaves at most one cut line at the end."""
-    with open(path, "ab") as file:
-        file.write(text.encode() + b"\n")
+    """Append one line in a single write, so that a crash leaves at most one cut line, which the next one ends.
+
+    Raises:
+        UserError: the disk is full or the file cannot be written.
+    """
+    try:
+        with open(path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+            cut = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if cut else b"") + text.encode() + b"\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Say in one line why a file could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        kept = "the previous file is kept" if path.exists() else "nothing was written"
+        return UserError(f"{path}: no space left on the disk, {kept}; free some space and go on")
+    return UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner")
 
 
 @contextmanager
@@ -207,8 +219,12 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock; ``busy`` is the message.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

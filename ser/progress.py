@@ -1,9 +1,16 @@
-"""Progress bars: on a terminal only, gone when they are done."""
+"""Work on many items: how many cores there are, and a progress bar that shows on a terminal only."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["progress"]
+__all__ = ["cores", "progress"]
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def progress(

@@ -1,17 +1,16 @@
-"""Which clips train, validate and test a run: corpus, scheme, fold and label source in one object."""
+"""Which clips train, validate and test a run, and by which labels: corpus, scheme, fold and label source in one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ser import splits
-from ser.errors import UserError, nearest
+from ser.errors import UserError, nearest, some
 from ser.labels import label_set
 from ser.metadata import Clip, Table, read_table
+from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
-__all__ = ["LABEL_SOURCES", "Protocol"]
-
-LABEL_SOURCES = ("intended",)  # intended: the emotion that the file name tells, which the actor was asked for
+__all__ = ["Protocol"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,15 @@ class Protocol:
         corpus: its name.
         scheme: one of the corpus's split schemes.
         fold: fold k tests and fold k + 1 validates; None for a fixed scheme.
-        label_source: one of ``LABEL_SOURCES``.
+        label_source: one of ``votes.LABEL_SOURCES``; all but ``intended`` need CREMA-D's votes.
+        drop: clips to leave out, such as those that are known to be odd.
     """
 
     corpus: str
     scheme: str
     fold: int | None = None
     label_source: str = "intended"
+    drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         label_set(self.corpus)
@@ -39,8 +40,12 @@ class Protocol:
 
     @cached_property
     def table(self) -> Table:
-        """The clips at hand."""
-        return read_table(self.corpus)
+        """The clips at hand, without those that are dropped."""
+        table = read_table(self.corpus)
+        unknown = set(self.drop) - {clip.clip for clip in table.clips}
+        if unknown:
+            raise UserError(f"Protocol.drop names clips that are not at hand: {some(sorted(unknown))}")
+        return replace(table, clips=tuple(clip for clip in table.clips if clip.clip not in self.drop))
 
     @cached_property
     def split(self) -> splits.Split:
@@ -48,12 +53,52 @@ class Protocol:
         return splits.read_split(self.corpus, self.scheme)
 
     @cached_property
+    def votes(self) -> dict[str, Votes]:
+        """The raters' votes for the clips at hand; empty where the corpus or this machine has none."""
+        return stored_votes(self.corpus)
+
+    @cached_property
     def parts(self) -> dict[str, list[Clip]]:
-        """The clips at hand by part, checked for leaking speakers."""
+        """The labelled clips at hand by part, checked for leaking speakers."""
         where = str(splits.split_path(self.corpus, self.scheme))
         clips = self.table.clips  # first: a corpus that is not prepared says so
-        parts = splits.parts_of(self.split, self.fold)
-        return splits.select(clips, parts, where, self.split.speaker_independent)
+        part_of = splits.parts_of(self.split, self.fold)
+        parts = splits.select(clips, part_of, where, self.split.speaker_independent)
+        return {part: self.labelled(members, part) for part, members in parts.items()}
+
+    def labelled(self, clips: Sequence[Clip], part: str) -> list[Clip]:
+        """Return clips with the emotion that the label source gives them, without those it gives none.
+
+        A clip on which the raters tie has no hard label; it still trains where targets are soft.
+        """
+        if self.label_source == "intended":
+            return list(clips)
+        self.check_votes(clips)
+        counts = {clip.clip: self.counts(clip) for clip in clips}
+        given = [replace(clip, emotion=plurality(counts[clip.clip])) for clip in clips]
+        keep_ties = self.label_source == "voice_soft" and part == "train"
+        return [clip for clip in given if clip.emotion or keep_ties]
+
+    def check_votes(self, clips: Sequence[Clip]) -> None:
+        """Raise a UserError where votes are needed and not at hand."""
+        without = [clip.clip for clip in clips if clip.clip not in self.votes]
+        if without:
+            raise UserError(
+                f"labels/source '{self.label_source}' needs the votes of {len(without)} clips ({some(without, 2)}); "
+                f"put CREMA-D's tabulatedVotes.csv beside the sound and run: just metadata {self.corpus}"
+            )
+
+    def counts(self, clip: Clip) -> tuple[int, ...]:
+        """Return the votes for a clip that the label source goes by, int [C]."""
+        votes = self.votes[clip.clip]
+        return votes.multimodal if self.label_source == "multimodal" else votes.voice
+
+    def soft_target(self, clip: Clip) -> list[float] | None:
+        """Return the distribution [C] that a clip trains on, or None for one-hot of its emotion."""
+        if self.label_source != "voice_soft":
+            return None
+        counts = self.counts(clip)
+        return [count / sum(counts) for count in counts]
 
     def part(self, name: str) -> list[Clip]:
         """Return the clips of one part.
@@ -70,10 +115,6 @@ class Protocol:
                 "choose another: just part=val eval RUN"
             )
         return self.parts[name]
-
-    def class_counts(self, clips: Sequence[Clip]) -> list[int]:
-        """Count ``clips`` by class, in the order of the model's outputs."""
-        return splits.class_counts(clips, self.corpus)
 
     def describe(self) -> str:
         """Return one phrase such as ``ravdess emobox6 fold 1``."""

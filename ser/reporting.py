@@ -19,6 +19,8 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
     if strict := metrics.get("strict"):
         lines.append(f"  strict   UAR {strict['uar']:.3f}, WA {strict['wa']:.3f}: an answer outside them is an error")
         lines.append(f"  calm     {metrics['calm_policy']}; left out: {metrics['left_out'] or 'nothing'}")
+    if raters := metrics.get("raters"):
+        lines.append(f"  raters   UAR {raters['uar']:.3f}, WA {raters['wa']:.3f}: people who only heard these clips")
     if folds := metrics.get("folds"):
         lines.append("  folds    UAR " + "  ".join(f"{fold['uar']:.3f}" for fold in folds))
     lines.append("  recall   " + "  ".join(f"{k} {v:.2f}" for k, v in metrics["recall"].items() if v is not None))

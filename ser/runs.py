@@ -2,19 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ser import checkpoints, config, evaluation, splits, training
-from ser.batches import ClipReader, SoundSource, check_labels
+import numpy as np
+
+from ser import checkpoints, config, dist, evaluation, metrics, training
+from ser.batches import ClipReader, check_labels, open_source
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
-from ser.features import FeatureStore
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
-from ser.labels import label_set, shared_labels
+from ser.labels import CALM_POLICIES, label_set, shared_labels
 from ser.metadata import Clip, read_table
-from ser.tracking import environment
+from ser.protocol import Protocol
+from ser.tracking import environment, read_log
+from ser.votes import plurality
 
 __all__ = ["create", "cross", "cross_validate", "evaluate", "reopen", "train"]
 
@@ -58,17 +62,22 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
     Raises:
         UserError: as ``training.fit``, or another process is training the run.
     """
+    resume = run.last.is_file()
+    if resume and training.is_finished(run):
+        print(f"{run.folder}: already trained with these settings; remove the folder to train again")
+        remember(run)
+        return True
+    setup = training.set_up(experiment, fit_norm=not resume)  # what cannot work is said before anything is written
     with locked(run.folder / ".lock", f"{run.folder}: another process is training this run; wait for it or stop it"):
-        resume = run.last.is_file()
-        write_text(run.folder / "run.gin", run.config)
-        write_text(outputs_folder() / "last", run.folder.name + "\n")
-        if resume and training.is_finished(run):
-            print(f"{run.folder}: already trained with these settings; remove the folder to train again")
-            return True
-        write_json(run.folder / "environment.json", environment())
+        remember(run)
+        if not resume:
+            write_text(run.folder / "run.gin", run.config)
+            write_json(run.folder / "environment.json", {"sessions": []})
+        sessions = read_json(run.folder / "environment.json")["sessions"]
+        write_json(run.folder / "environment.json", {"sessions": [*sessions, environment()]})
         print(f"{'resuming' if resume else 'training'} {run.folder}")
         try:
-            state = training.fit(experiment, run, resume, progress)
+            state = training.fit(experiment, run, setup, resume, progress)
         except Interrupted as stopped:
             print(stopped)
             return False
@@ -79,55 +88,85 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
     return True
 
 
-def trained(name: str) -> tuple[Experiment, Run]:
-    """Reopen a run with its best weights in the model, on the device.
+def remember(run: Run) -> None:
+    """Make ``last`` mean this run, if it lies in ``outputs/``."""
+    if run.folder.parent == outputs_folder():
+        write_text(outputs_folder() / "last", run.folder.name + "\n")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run with its best weights in the model, on the device.
+
+    Attributes:
+        experiment, run: of the run.
+        checkpoint: what ``best.pt`` says of itself.
+    """
+
+    experiment: Experiment
+    run: Run
+    checkpoint: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has made its last step; a figure made before is only provisional."""
+        return self.run.last.is_file() and training.is_finished(self.run)
+
+
+def trained(name: str) -> Trained:
+    """Reopen a run with its best weights.
 
     Raises:
-        UserError: not trained yet, or the split was changed since.
+        UserError: not trained yet, or configuration, split or clips were changed since.
     """
     experiment, run = reopen(name)
     checkpoint = checkpoints.load(run.best)
+    training.check_unchanged(run, experiment.protocol, checkpoint, run.best)
     checkpoints.restore(experiment.model, checkpoint["model"], run.best)
-    protocol = experiment.protocol
-    if protocol.split.sha256 != checkpoint["split_sha256"]:
-        raise UserError(
-            f"{splits.split_path(protocol.corpus, protocol.scheme)}: changed since {run.folder.name} was trained "
-            f"({protocol.split.sha256[:12]}, then {checkpoint['split_sha256'][:12]}); "
-            f"its figures would mean something else: restore it with just split {protocol.corpus} {protocol.scheme}"
-        )
-    device = training.dist.device()
+    device = dist.device()
     experiment.model.to(device)
     experiment.features.front_end.to(device)
-    return experiment, run
+    return Trained(experiment, run, checkpoint)
 
 
-def evaluate(name: str, part: str = "test", progress: bool = True) -> tuple[Path, dict[str, Any]]:
+def evaluate(
+    name: str, part: str = "test", label_source: str = "", progress: bool = True
+) -> tuple[Path, dict[str, Any]]:
     """Score a run on one part of its own protocol; return the folder written and the metrics.
+
+    Args:
+        name: of the run.
+        part: test (counted) or val.
+        label_source: other labels than those that the run was trained with.
+        progress: show a bar.
 
     Raises:
         UserError: no such run or part, no clip of it at hand, or a speaker that the model was trained on.
     """
-    experiment, run = trained(name)
-    protocol = experiment.protocol
+    model = trained(name)
+    protocol = model.experiment.protocol
+    if label_source and label_source != protocol.label_source:
+        protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
-    independent = protocol.split.speaker_independent
-    if independent:
-        check_unseen(run, clips, protocol.corpus)
-    predictions = predict(experiment, protocol.corpus, clips, progress)
+    check_unseen(model, clips)
+    predictions = predict(model.experiment, protocol.corpus, clips, progress)
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
-    scorings = evaluation.count_scoring(run.folder, label) if part == "test" else 0
-    about = about_run(experiment, run) | {
+    if protocol.label_source != model.experiment.protocol.label_source:
+        label += f"-{protocol.label_source}"
+    scorings = evaluation.count_scoring(model.run.folder, label) if part == "test" else 0
+    about = about_run(model) | {
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
         "fold": protocol.fold,
         "part": part,
+        "label_source": protocol.label_source,
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "speaker_independent": independent,
-        "tags": tags_of(experiment),
+        "raters": raters(protocol, clips),
+        "tags": tags_of(model.experiment, model.finished),
         "test_scorings": scorings,
     }
-    folder = run.folder / "eval" / label
+    folder = model.run.folder / "eval" / label
     return folder, evaluation.write_evaluation(folder, predictions, about)
 
 
@@ -143,69 +182,86 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
     Raises:
         UserError: the run's own corpus, or too few shared labels.
     """
-    experiment, run = trained(name)
-    own = experiment.protocol.corpus
+    model = trained(name)
+    own = model.experiment.protocol.corpus
     if corpus == own:
-        raise UserError(f"{run.folder.name} was trained on {corpus} itself; score its test part with: just eval {name}")
-    model_labels = experiment.model.labels
-    shared, mapping = shared_labels(model_labels, label_set(corpus), calm)
+        raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
+    shared, mapping = shared_labels(model.experiment.model.labels, label_set(corpus), calm)
     table = read_table(corpus)
     clips = [clip for clip in table.clips if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
-    predictions = predict(experiment, corpus, clips, progress).mapped(shared, mapping)
-    label = f"{corpus}-none-all"
-    about = about_run(experiment, run) | {
+    predictions = predict(model.experiment, corpus, clips, progress).mapped(shared, mapping)
+    label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}")
+    about = about_run(model) | {
         "corpus": corpus,
         "split_scheme": "none",
         "fold": None,
         "part": "all",
-        "split_sha256": experiment.protocol.split.sha256,
+        "label_source": "intended",
+        "split_sha256": model.experiment.protocol.split.sha256,
         "clips_missing": table.missing,
-        "tags": ["cross-corpus", *tags_of(experiment)],
-        "test_scorings": evaluation.count_scoring(run.folder, label),
+        "tags": ["cross-corpus", *tags_of(model.experiment, model.finished)],
+        "test_scorings": evaluation.count_scoring(model.run.folder, label),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
     }
-    folder = run.folder / "eval" / label
+    folder = model.run.folder / "eval" / label
     return folder, evaluation.write_evaluation(folder, predictions, about)
 
 
 def predict(experiment: Experiment, corpus: str, clips: Sequence[Clip], progress: bool) -> evaluation.Predictions:
     """Run the model over clips of any corpus."""
-    features = experiment.features
-    source = FeatureStore(corpus, features) if features.cached else SoundSource(read_table(corpus))
-    reader = ClipReader(source, experiment.model.labels)
+    features, table = experiment.features, read_table(corpus)
+    reader = ClipReader(open_source(features, table), experiment.model.labels)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
     return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
 
 
-def tags_of(experiment: Experiment) -> list[str]:
+def raters(protocol: Protocol, clips: Sequence[Clip]) -> dict[str, float] | None:
+    """Return the figures of the raters who only heard these clips, a reference line; None without their votes.
+
+    Their answer is the plurality of their votes; a tie is an error.
+    """
+    if not protocol.votes or protocol.label_source in ("voice", "voice_soft"):
+        return None
+    labels = label_set(protocol.corpus)
+    index = {label: number for number, label in enumerate(labels)}
+    references = np.array([index[clip.emotion] for clip in clips])
+    heard = [plurality(protocol.votes[clip.clip].voice) for clip in clips]
+    answers = np.array([index.get(label, len(labels)) for label in heard])
+    counts = metrics.confusion(references, answers, len(labels) + 1)
+    return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
+
+
+def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    return [] if experiment.protocol.split.speaker_independent else ["speaker-dependent"]
+    tags = [] if experiment.protocol.split.speaker_independent else ["speaker-dependent"]
+    return tags if finished else [*tags, "unfinished"]
 
 
-def check_unseen(run: Run, clips: Sequence[Clip], corpus: str) -> None:
+def check_unseen(model: Trained, clips: Sequence[Clip]) -> None:
     """Raise a UserError where a speaker to be scored is among those that the model was trained on."""
-    seen = set(checkpoints.load(run.best)["train_speakers"])
-    leaking = sorted({clip.speaker for clip in clips} & seen)
+    if not model.experiment.protocol.split.speaker_independent:
+        return
+    leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]))
     if leaking:
-        raise UserError(f"{run.folder.name}: was trained on speakers of this part of {corpus}: {some(leaking)}")
+        raise UserError(f"{model.run.folder.name}: was trained on speakers of this part: {some(leaking)}")
 
 
-def about_run(experiment: Experiment, run: Run) -> dict[str, Any]:
+def about_run(model: Trained) -> dict[str, Any]:
     """Return what stands beside every figure of a run."""
-    model = experiment.model
-    state = checkpoints.load(run.last)["state"]
+    classifier, state = model.experiment.model, model.checkpoint["state"]
+    log = read_log(model.run.folder)
     return {
-        "run": run.folder.name,
-        "model": type(model).__name__,
-        "parameters_total": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "hours": round((state["train_seconds"] + state["validation_seconds"]) / 3600, 3),
-        "trained_on": experiment.protocol.describe(),
-        "label_source": experiment.protocol.label_source,
-        "speaker_independent": True,
+        "run": model.run.folder.name,
+        "model": type(classifier).__name__,
+        "parameters_total": sum(p.numel() for p in classifier.parameters()),
+        "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "hours": round(max((line["hours"] for line in log if "hours" in line), default=0.0), 4),
+        "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
+        "trained_on": model.experiment.protocol.describe(),
+        "speaker_independent": model.experiment.protocol.split.speaker_independent,
     }
 
 
@@ -234,8 +290,8 @@ def cross_validate(
             return None
         protocol = fold_experiment.protocol
         folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-        if not (folder / "metrics.json").is_file():
-            folder, _ = evaluate(str(run.folder), "test", progress)
+        if not is_current(folder / "metrics.json", run, protocol):
+            folder, _ = evaluate(str(run.folder), "test", progress=progress)
         results.append(read_json(folder / "metrics.json"))
         predictions.append(evaluation.read_predictions(folder / "predictions.csv"))
         print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
@@ -246,7 +302,7 @@ def cross_validate(
         "run": cv_folder.name,
         "hours": round(sum(result["hours"] for result in results), 3),
         "trained_on": f"{protocol.corpus} {protocol.scheme}, each fold on the others",
-        "speaker_independent": True,
+        "speaker_independent": protocol.split.speaker_independent,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
         "fold": None,
@@ -262,3 +318,12 @@ def cross_validate(
     }
     folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
     return folder, evaluation.write_evaluation(folder, evaluation.pool(predictions), about)
+
+
+def is_current(path: Path, run: Run, protocol: Protocol) -> bool:
+    """Say whether figures were made with a run's best checkpoint and today's split."""
+    if not path.is_file():
+        return False
+    figures, state = read_json(path), checkpoints.load(run.best)["state"]
+    checkpoint = {"epoch": state["epoch"], "step": state["step"]}
+    return figures.get("checkpoint") == checkpoint and figures.get("split_sha256") == protocol.split.sha256

@@ -1,18 +1,20 @@
 """``outputs/summary.csv``: a line for every evaluation of every run."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ser import metrics
+from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv
 
 __all__ = ["COLUMNS", "collect", "table", "write"]
 
-FIGURES = ("wa", "uar", "macro_f1")
 COLUMNS = (
     "run", "corpus", "split_scheme", "fold", "part", "label_source", "model", "parameters_trained", "parameters_total",
-    "hours", *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")), "n_clips", "n_speakers",
-    "clips_missing", "tags", "split_sha256", "test_scorings",
+    "hours", *(f"{name}{end}" for name in metrics.FIGURES for end in ("", "_low", "_high")), "n_clips", "n_speakers",
+    "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
 )  # fmt: skip
 
 
@@ -20,14 +22,24 @@ def collect(outputs: Path) -> list[dict[str, Any]]:
     """Return one row an evaluation, sorted by corpus, scheme, part and falling UAR."""
     rows = []
     for path in outputs.glob("*/eval/*/metrics.json"):
-        metrics = read_json(path)
-        row = {column: metrics.get(column) for column in COLUMNS}
-        row["run"] = path.parents[2].name
-        for name in FIGURES:
-            row[f"{name}_low"], row[f"{name}_high"] = metrics["ci95"][name] or (None, None)
-        row["tags"] = " ".join(tag.replace(" ", "-") for tag in metrics["tags"])
-        rows.append(row)
+        try:
+            rows.append(row_of(path, read_json(path)))
+        except (UserError, AttributeError, KeyError, TypeError) as error:
+            print(f"left out: {path}: not an evaluation of ser ({error}); score the run again", file=sys.stderr)
     return sorted(rows, key=lambda row: (row["corpus"], row["split_scheme"], row["part"], -row["uar"], row["run"]))
+
+
+def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of one ``metrics.json``."""
+    row = {column: evaluation.get(column) for column in COLUMNS}
+    row["run"] = path.parents[2].name
+    for name in metrics.FIGURES:
+        row[name] = float(evaluation[name])
+        row[f"{name}_low"], row[f"{name}_high"] = evaluation["ci95"][name] or (None, None)
+    strict = evaluation.get("strict") or {}
+    row["strict_uar"], row["strict_wa"] = strict.get("uar"), strict.get("wa")
+    row["tags"] = " ".join(evaluation["tags"])
+    return row
 
 
 def write() -> tuple[Path, list[dict[str, Any]]]:

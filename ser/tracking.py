@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from ser.dist import is_main
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, append_line, write_text
+from ser.progress import cores
 
 __all__ = ["Tracker", "Tracking", "environment"]
 
@@ -47,40 +49,51 @@ class Tracking:
 
 
 class Tracker:
-    """Writes ``log.jsonl`` and, when asked, mirrors it to W&B."""
+    """Writes ``log.jsonl`` and, when asked, mirrors it to W&B, which may fail without harm to the training."""
 
     def __init__(self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str):
         self.path = folder / "log.jsonl"
-        self.run = None
-        mode = tracking.wandb
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        self.run: Any = None
+        self.offline = False
+        mode = wandb_mode(tracking.wandb)
         if mode != "off" and is_main():
-            self.run = self.start_wandb(tracking, folder, settings, group, mode)
+            self.start_wandb(tracking, folder, settings, group, mode)
 
-    @staticmethod
-    def start_wandb(tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, mode: Any):
-        """Start a W&B run of the folder's name, continuing it where it exists; training never fails for it."""
+    def start_wandb(self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, mode: Any) -> None:
+        """Start a W&B run of the folder's name; an online one that fails goes on offline."""
         os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
 
-        try:
-            run = wandb.init(
-                project=tracking.project, name=folder.name, id=folder.name, group=group, dir=folder,
-                config=settings, mode=mode, resume="allow" if mode == "online" else None,
+        def start() -> None:
+            import wandb
+
+            self.run = wandb.init(
+                project=tracking.project, name=folder.name, id=folder.name, group=group, dir=folder, config=settings,
+                mode=mode, resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(init_timeout=30, console="off"),
             )  # fmt: skip
+            self.run.define_metric("*", step_metric="step")
+
+        self.offline = mode == "offline"
+        if not self.guarded(start) and mode == "online":
+            print("W&B cannot be reached; keeping this run offline", file=sys.stderr)
+            self.start_wandb(tracking, folder, settings, group, "offline")
+
+    def guarded(self, call: Callable[[], object]) -> bool:
+        """Make a call into W&B; an error ends the mirroring with one line and leaves the training alone."""
+        try:
+            call()
+            return True
         except Exception as error:
-            print(f"W&B is unreachable ({error}); going on with log.jsonl alone", file=sys.stderr)
-            return None
-        run.define_metric("*", step_metric="step")
-        return run
+            self.run = None
+            reason = str(error).strip().partition("\n")[0]
+            print(f"W&B failed ({type(error).__name__}: {reason}); log.jsonl goes on", file=sys.stderr)
+            return False
 
     def rewind(self, step: int) -> None:
         """Drop lines after ``step``, which a resumed run writes again."""
         if self.path.is_file():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
+            kept = [line for line in read_log(self.path.parent) if line["step"] <= step]
+            write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Write one line; names are grouped by prefix, as ``train/loss`` or ``val/uar``."""
@@ -88,23 +101,37 @@ class Tracker:
             return
         append_line(self.path, json.dumps({"step": step, **values}))
         if self.run is not None:
-            self.run.log({"step": step, **values})
+            self.guarded(lambda: self.run.log({"step": step, **values}))
 
     def close(self) -> None:
         """Finish the W&B run, if there is one, and name the command that uploads an offline one."""
-        if self.run is not None:
-            folder = Path(self.run.dir).parent
-            offline = self.run.settings.mode == "offline"
-            self.run.finish()
-            if offline:
-                print(f"W&B run kept offline; upload it with: wandb sync {folder}")
+        run, self.run = self.run, None
+        if run is not None:
+            folder = Path(run.dir).parent
+            if self.guarded(run.finish) and self.offline:
+                print(f"W&B run kept offline; upload it with: {Path(sys.executable).parent}/wandb sync '{folder}'")
+
+
+def wandb_mode(asked: str) -> str:
+    """Return online, offline or off: ``auto`` follows ``WANDB_MODE``, then whether there is an API key."""
+    if asked != "auto":
+        return asked
+    wished = os.environ.get("WANDB_MODE", "")
+    if wished in ("disabled", "dryrun", "offline", "online"):
+        return {"disabled": "off", "dryrun": "offline"}.get(wished, wished)
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log; a last line cut by a crash is left out."""
+    """Return the lines of a run's log; one that a crash cut short is left out."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 def environment() -> dict[str, Any]:
@@ -113,7 +140,7 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(), "cores": len(os.sched_getaffinity(0)), "device": device_name()},
+        "machine": {"system": platform.platform(), "cores": cores(), "device": device_name()},
         "git": {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD", "--stat")},
     }
 

@@ -1,5 +1,6 @@
 """``fit(experiment)``: the loop, readable from top to bottom. gin has done its work before this begins."""
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ser import checkpoints, dist, evaluation, plots
-from ser.batches import Batch, ClipReader, SoundSource, check_labels, prefetch, shuffled
-from ser.errors import UserError
+from ser.batches import Batch, ClipReader, check_labels, open_source, prefetch, shuffled
+from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
-from ser.features import FeatureStore
 from ser.interrupts import Interrupted, stop_requests
 from ser.layers import Classifier, InputNorm
 from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.progress import progress as progress_bar
+from ser.protocol import Protocol
 from ser.tracking import read_log
 
 __all__ = ["dry_run", "fit", "is_finished", "open_reader"]
@@ -52,12 +53,13 @@ class State:
     finished: bool = False
 
 
-def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool = True) -> State:
+def fit(experiment: Experiment, run: Run, setup: "Setup", resume: bool = False, progress: bool = True) -> State:
     """Train, validate after every epoch, keep the best and the last checkpoint.
 
     Args:
         experiment: what to train.
         run: where to write.
+        setup: of ``set_up``, which has found what cannot work before anything was written.
         resume: go on from ``last.pt``; the result is the same as without the interruption.
         progress: show a bar on stderr.
 
@@ -66,13 +68,12 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     training, seed = experiment.training, experiment.seed
-    setup = set_up(experiment, fit_norm=not resume)
     train, model = setup.train, setup.model
     steps = training.epochs * len(shuffled(len(train), training.batch_size, seed, 0))
 
     state = State()
     if resume:
-        state = restore(run, setup)
+        state = restore(run, experiment, setup)
     tracker = experiment.tracking.open(run.folder, run.settings, run.group)
     tracker.rewind(state.step)
     if not resume:
@@ -121,6 +122,9 @@ def fit(experiment: Experiment, run: Run, resume: bool = False, progress: bool =
                 save(run.best, experiment, run, state, setup)
             save(run.last, experiment, run, state, setup, resumable=True)
             plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
+            if stop.requested and not state.finished:
+                tracker.close()
+                raise Interrupted(f"stopped after epoch {state.epoch}; go on with: just resume {run.folder.name}")
     tracker.close()
     return state
 
@@ -184,7 +188,7 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
         fit_input_norm(experiment, reader, train)
     model = experiment.model.to(device)
     experiment.features.front_end.to(device)
-    counts = torch.tensor(protocol.class_counts(train))
+    counts = reader.targets(train).sum(0)
     weights = class_weights(counts, experiment.loss.class_weights).to(device)
     crop = round(experiment.training.crop_seconds * experiment.features.input_rate)
     averaged = None
@@ -230,6 +234,7 @@ def epoch_values(state: State, figures: dict, predictions: evaluation.Prediction
     likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
     return {
         "epoch": state.epoch + 1,
+        "hours": (state.train_seconds + state.validation_seconds) / 3600,
         "epoch/train_loss": float(np.mean(state.losses)),
         "val/loss": float(-likelihoods.mean()),
         **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
@@ -239,9 +244,9 @@ def epoch_values(state: State, figures: dict, predictions: evaluation.Prediction
 
 def open_reader(experiment: Experiment) -> ClipReader:
     """Return the reader of what the experiment's features are made from: the feature store, or sound."""
-    protocol, features = experiment.protocol, experiment.features
-    source = FeatureStore(protocol.corpus, features) if features.cached else SoundSource(protocol.table)
-    return ClipReader(source, experiment.model.labels)
+    protocol = experiment.protocol
+    source = open_source(experiment.features, protocol.table)
+    return ClipReader(source, experiment.model.labels, protocol.soft_target)
 
 
 def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[Clip]) -> None:
@@ -264,11 +269,7 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
         "model": (setup.model if resumable else setup.answering).state_dict(),
         "config": run.config,
         "labels": list(setup.model.labels),
-        "label_source": protocol.label_source,
-        "corpus": protocol.corpus,
-        "scheme": protocol.scheme,
-        "fold": protocol.fold,
-        "split_sha256": protocol.split.sha256,
+        "protocol": protocol_facts(protocol),
         "train_speakers": sorted({clip.speaker for clip in protocol.part("train")}),
         "state": asdict(state),
     }
@@ -282,9 +283,41 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
     checkpoints.save(path, content)
 
 
-def restore(run: Run, setup: Setup) -> State:
+def protocol_facts(protocol: Protocol) -> dict[str, Any]:
+    """Return what must be the same when a checkpoint is used again, for its figures to mean the same."""
+    clips = "".join(f"{part} {clip.clip}\n" for part in ("train", "val") for clip in protocol.parts[part])
+    return {
+        "corpus": protocol.corpus,
+        "scheme": protocol.scheme,
+        "fold": protocol.fold,
+        "label_source": protocol.label_source,
+        "split_sha256": protocol.split.sha256,
+        "clips_sha256": hashlib.sha256(clips.encode()).hexdigest(),
+    }
+
+
+def check_unchanged(run: Run, protocol: Protocol, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a UserError where configuration, split or clips are not those that a checkpoint was made with."""
+    if checkpoint["config"] != run.config:
+        lines = set(run.config.splitlines()) ^ set(checkpoint["config"].splitlines())
+        raise UserError(
+            f"{run.folder / 'run.gin'}: changed since {path.name} was written ({some(sorted(lines), 2)}); "
+            "undo the change, or train another run with it"
+        )
+    now = protocol_facts(protocol)
+    for name, then in checkpoint["protocol"].items():
+        if now[name] != then:
+            raise UserError(
+                f"{run.folder.name}: {name} changed since {path.name} was written ({str(then)[:12]}, now "
+                f"{str(now[name])[:12]}); its figures would mean something else: bring the old split and clips back "
+                f"(just split {protocol.corpus} {protocol.scheme}), or train another run"
+            )
+
+
+def restore(run: Run, experiment: Experiment, setup: Setup) -> State:
     """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them."""
     content = checkpoints.load(run.last)
+    check_unchanged(run, experiment.protocol, content, run.last)
     checkpoints.restore(setup.model, content["model"], run.last)
     setup.optimizer.load_state_dict(content["optimizer"])
     if setup.averaged is not None:

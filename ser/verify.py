@@ -1,7 +1,6 @@
 """See that raw recordings are whole before anything is built on them."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from ser import audio
 from ser.corpora import Corpus, Official
 from ser.errors import UserError, some
+from ser.progress import cores
 from ser.progress import progress as progress_bar
 
 __all__ = ["Found", "Report", "check", "find_sound", "table"]
@@ -166,7 +166,7 @@ def check(corpus: Corpus, raw: Path, allow_missing: bool = False, progress: bool
     """
     found = find_sound(corpus, raw)
     official = corpus.official()
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     with ProcessPoolExecutor(workers) as pool:
         jobs = pool.map(
             check_file,

@@ -14,17 +14,20 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
     arguments = parser.parse_args()
 
-    from ser import corpora, metadata, preparing
+    from ser import corpora, metadata, preparing, votes
 
     corpus = corpora.corpus(arguments.corpus)
     raw = arguments.raw or metadata.raw_folder(corpus.name)
     clips, missing = preparing.clips_of(corpus, raw, arguments.allow_missing)
     path = metadata.write_table(corpus.name, clips)
     metadata.remember_raw(corpus.name, raw, missing)
+    rated = votes.store_votes(corpus.name, raw) if corpus.name == "crema_d" else 0
     speakers = len({clip.speaker for clip in clips})
     hours = sum(clip.seconds for clip in clips) / 3600
     absent = f", {missing} official clips missing" if missing else ""
     print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{absent}")
+    if rated:
+        print(f"{path.with_name('votes.csv')}: the raters' votes for {rated} clips")
 
 
 if __name__ == "__main__":
