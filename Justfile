@@ -8,15 +8,17 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 export raw := ""
 # 1: go on although official clips are missing
 allow_missing := ""
-# part that `eval` scores: test, val or train
+# part that `eval` scores: test or val
 part := "test"
+# label source that `eval` scores against: intended, voice, multimodal; the run's own without it
+labels := ""
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
 root := justfile_directory()
 python := root / ".venv/bin/python"
 tools := root / "tools"
-missing := if allow_missing == "1" { "--allow-missing" } else { "" }
+missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
 # list the recipes
 [private]
@@ -127,7 +129,7 @@ cv EXP *OVERRIDES: _install
 [group('6-7 evaluation')]
 [no-cd]
 eval RUN: _install
-    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}'
+    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}'
 
 # score a run on another corpus, over the shared labels: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]

@@ -138,6 +138,11 @@ class SpecAugment(Operation):
         probability: float = 0.5,
     ):
         super().__init__(probability)
+        if min(time_masks, band_masks, band_width) < 0 or not 0 <= time_share <= 1:
+            raise UserError(
+                f"SpecAugment: time_masks {time_masks}, time_share {time_share}, band_masks {band_masks}, "
+                f"band_width {band_width}; expected none below 0 and a share up to 1"
+            )
         self.time_masks, self.time_share = time_masks, time_share
         self.band_masks, self.band_width = band_masks, band_width
 

@@ -5,10 +5,11 @@ that can be wrong with a configuration is said before anything starts, in one li
 """
 
 import inspect
+import tokenize
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,20 @@ from gin import config_parser
 
 __all__ = ["Config", "build", "experiments", "load", "load_features", "settings", "show", "snapshot"]
 
-# Rooms whose public names gin may bind, each as `room.Name`.
+# Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
     "labels", "losses", "protocol", "mel", "augment", "features", "ecapa_tdnn", "optim", "tracking", "experiment",
 )  # fmt: skip
+NOT_BINDABLE = (
+    "ClipRandom",
+    "FeatureStore",
+    "Run",
+    "Tracker",
+    "class_weights",
+    "environment",
+    "extract",
+    "shared_labels",
+)
 ROOT = "experiment.Experiment"
 LINE = 10_000  # characters; snapshots keep one binding a line
 HEADER = "# ser experiment: "
@@ -47,7 +58,7 @@ def register_rooms() -> None:
         module = import_module(f"ser.{room}")
         for name in module.__all__:
             public = getattr(module, name)
-            if callable(public) and f"{room}.{name}" not in registered:
+            if callable(public) and f"{room}.{name}" not in registered and name not in NOT_BINDABLE:
                 gin.register(public, module=room)
                 registered[f"{room}.{name}"] = public
 
@@ -174,6 +185,8 @@ def statements(text: str, name: str) -> Iterator[Any]:
     try:
         parser = config_parser.ConfigParser(text, gin_config.ParserDelegate())
         yield from parser
+    except tokenize.TokenError as error:
+        raise UserError(f"{name}: a bracket or quote is never closed; values are Python literals") from error
     except SyntaxError as error:
         reason = str(error.msg).strip().partition("\n")[0]
         line = f" line {error.lineno}:" if error.lineno else ""
@@ -248,6 +261,8 @@ def canonical(binding: Binding) -> str:
 
 def check_value(binding: Binding, macros: dict[str, Any]) -> None:
     """Raise a UserError for a required value that is missing, an unknown macro, or a literal of the wrong type."""
+    for item in binding.value if isinstance(binding.value, list | tuple) else ():
+        check_value(replace(binding, parameter="", value=item), macros)
     value = binding.value
     seen = set()
     while is_macro(value):
@@ -286,7 +301,7 @@ def is_required(value: Any) -> bool:
 
 def parameter_type(binding: Binding) -> Any:
     """Return the annotation of a bound parameter."""
-    full = canonical(binding).partition("/")[2].rpartition(".")[0]
+    full = canonical(binding).rpartition("/")[2].rpartition(".")[0]
     target = registered[full]
     return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get(binding.parameter, Any)
 
@@ -332,16 +347,21 @@ def construct(config: Config, selector: str) -> Any:
 
     bind(config)
     seed = config.macro("seed")
+    if not isinstance(seed, int | None) or isinstance(seed, bool) or (seed is not None and not 0 <= seed < 2**63):
+        raise UserError(f"{config.name}: seed is {seed!r}; expected a whole number from 0")
     if seed is not None:
         seed_everything(seed)
     try:
         return gin.get_configurable(selector)()
     except UserError as error:  # gin appends the stack of configurables to the message
         raise UserError(str(error).partition("\n")[0]) from error
-    except (TypeError, RuntimeError, ValueError) as error:
-        if "In call to configurable" not in str(error) and "Required bindings" not in str(error):
+    except Exception as error:  # whatever a constructor raises: gin marks it as it passes
+        marked = str(error).partition("In call to configurable")
+        if not marked[1] and "Required bindings" not in str(error):
             raise
-        raise UserError(f"{config.name}: {str(error).strip().partition(chr(10))[0]}") from error
+        component = marked[2].split("'")[1] if marked[2].count("'") > 1 else config.name
+        reason = marked[0].strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{config.name}: {component} cannot be built from these values: {reason}") from error
 
 
 def build(config: Config, what: str | None = None) -> Any:
@@ -353,7 +373,9 @@ def build(config: Config, what: str | None = None) -> Any:
     if what is None:
         experiment = construct(config, ROOT)
         if unused := unused_keys():
-            raise UserError(f"{config.name}: bound but used by nothing: {some(unused)}; remove it")
+            hint = nearest(unused[0], [key for key in operative_keys() if key not in unused])
+            hint = hint if "did you mean" in hint else ""
+            raise UserError(f"{config.name}: bound but used by nothing: {some(unused)}; remove it{hint}")
         return experiment
     values = [b.value for b in config.bindings if b.parameter == what and b.selector.endswith("Experiment")]
     if not values:
@@ -370,8 +392,12 @@ def snapshot_lines(text: str) -> dict[str, Any]:
 def unused_keys() -> list[str]:
     """Return what is bound but was used by no constructor; call after building."""
     bound = snapshot_lines(gin.config_str(max_line_length=LINE))
-    used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
-    return sorted(bound.keys() - used.keys())
+    return sorted(bound.keys() - operative_keys())
+
+
+def operative_keys() -> set[str]:
+    """Return the keys that the constructors of the last build used."""
+    return set(snapshot_lines(gin.operative_config_str(max_line_length=LINE)))
 
 
 def snapshot(config: Config) -> str:

@@ -7,17 +7,12 @@ import random
 import numpy as np
 import torch
 
-__all__ = ["device", "is_main", "keep_freed_memory", "rank", "seed_everything", "world_size"]
+__all__ = ["device", "is_main", "keep_freed_memory", "rank", "seed_everything"]
 
 
 def rank() -> int:
     """Return this process's rank, from torchrun's environment; 0 when alone."""
     return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Return the number of processes of the run; 1 when alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:

@@ -16,15 +16,13 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
 from os import fsync
 from pathlib import Path, PurePosixPath
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -33,15 +31,15 @@ from ser.errors import UserError, nearest, some
 from ser.files import locked, write_atomically
 from ser.progress import progress as progress_bar
 
-__all__ = ["Item", "Outcome", "Source", "download", "fetch", "notice", "source", "summary", "trouble", "unpack"]
+__all__ = ["Item", "Outcome", "Source", "download", "fetch", "source", "trouble", "unpack"]
 
 TRIES = 5  # requests in a row that bring nothing new, before a file counts as failed
 WRONG = 3  # whole files that are not what they should be, before the file counts as failed
 PATIENCE = 3  # failed files in a row, before the rest of their host is given up
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds of back-off; doubled each time, with jitter
 LONGEST_RETRY_AFTER = 120.0  # seconds that a server may ask us to wait
-CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 LARGEST = 4 << 30  # bytes of a file of unknown size, or of everything in an archive
+STRONG_ETAG = re.compile('"[!-~]*"')  # a weak one does not vouch for bytes
 LFS_POINTER = b"version https://git-lfs"
 DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
 
@@ -80,18 +78,11 @@ def crema_d_items() -> list[Item]:
     return items
 
 
-def ravdess_items() -> list[Item]:
-    """Return the one archive of speech, with the MD5 that Zenodo publishes."""
-    name = "Audio_Speech_Actors_01-24.zip"
-    url = f"https://zenodo.org/records/1188976/files/{name}"
-    return [Item(url, name, "md5:bc696df654c87fed845eb13823edef8a", 208_468_073)]
-
-
-def emodb_items() -> list[Item]:
-    """Return the one archive; only the CRCs inside tell whether it is whole."""
-    return [Item("http://emodb.bilderbar.info/download/download.zip", "download.zip")]
-
-
+RAVDESS_ARCHIVE = Item(  # checksum as Zenodo publishes it
+    "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip", "Audio_Speech_Actors_01-24.zip",
+    "md5:bc696df654c87fed845eb13823edef8a", 208_468_073,
+)  # fmt: skip
+EMODB_ARCHIVE = Item("http://emodb.bilderbar.info/download/download.zip", "download.zip")  # nothing published
 SOURCES = {
     entry.corpus: entry
     for entry in (
@@ -102,13 +93,13 @@ SOURCES = {
             "H. Cao et al. (2014), IEEE Trans. Affective Computing 5(4), https://doi.org/10.1109/TAFFC.2014.2336244",
         ),
         Source(
-            "ravdess", "RAVDESS speech", "https://zenodo.org/records/1188976", 1440, ravdess_items,
+            "ravdess", "RAVDESS speech", "https://zenodo.org/records/1188976", 1440, lambda: [RAVDESS_ARCHIVE],
             "CC BY-NC-SA 4.0",
             "no commercial use; no passing on without credit, nor of adaptations under another licence",
             "Livingstone & Russo (2018), PLoS ONE 13(5): e0196391, https://doi.org/10.1371/journal.pone.0196391",
         ),
         Source(
-            "emodb", "EmoDB", "http://emodb.bilderbar.info", 535, emodb_items,
+            "emodb", "EmoDB", "http://emodb.bilderbar.info", 535, lambda: [EMODB_ARCHIVE],
             "free for research",
             "no publication without the citation; ask its authors before any use but research",
             "F. Burkhardt et al. (2005), A Database of German Emotional Speech, Proc. Interspeech 2005",
@@ -128,13 +119,17 @@ def source(corpus: str) -> Source:
 
 @dataclass
 class Outcome:
-    """What became of the items, by path; ``offline``: nothing came because no server could be reached."""
+    """What became of the items, by path; ``offline``: no server could be reached."""
 
     fetched: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # were there and right
     failed: dict[str, str] = field(default_factory=dict)  # path -> why
     offline: bool = False
     sound: tuple[int, int] = (0, 0)  # files unpacked now, and kept
+
+    def __str__(self) -> str:
+        files = f"files: {len(self.fetched)} fetched, {len(self.kept)} kept, {len(self.failed)} failed"
+        return files + ("; sound: {} unpacked, {} kept".format(*self.sound) if any(self.sound) else "")
 
 
 def download(
@@ -160,18 +155,6 @@ def download(
     except OSError as error:
         raise disk_trouble(folder, error) from error
     return outcome
-
-
-def notice(source: Source, folder: Path) -> str:
-    """Return what a user should know before the download starts: place, licence, terms, citation."""
-    rows = {"corpus": f"{source.title}, {source.page}", "licence": source.licence, "terms": source.terms}
-    return "\n".join(f"{name:<10}{value}" for name, value in {**rows, "cite": source.citation, "into": folder}.items())
-
-
-def summary(outcome: Outcome) -> str:
-    """Return the counts of a download in one line."""
-    text = f"files: {len(outcome.fetched)} fetched, {len(outcome.kept)} kept, {len(outcome.failed)} failed"
-    return text + ("; sound: {} unpacked, {} kept".format(*outcome.sound) if any(outcome.sound) else "")
 
 
 def trouble(source: Source, folder: Path, outcome: Outcome) -> str:
@@ -201,14 +184,12 @@ def fault(item: Item, path: Path) -> str:
     size = path.stat().st_size
     if size == 0 or (item.size and size != item.size):
         return f"{size} bytes, expected {item.size or 'more'}"
+    if not item.checksum:
+        return ""
     algorithm, _, expected = item.checksum.partition(":")
-    if expected:
-        digest = hashlib.new(algorithm, usedforsecurity=False)
-        with open(path, "rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
-        return "" if digest.hexdigest() == expected else f"its {algorithm} is not the published one"
-    return ""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+    return "" if digest.hexdigest() == expected else f"its {algorithm} is not the published one"
 
 
 def disk_trouble(path: Path, error: OSError) -> UserError:
@@ -216,8 +197,7 @@ def disk_trouble(path: Path, error: OSError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         ending = "what was fetched is kept; free some space and run the same command again"
         return UserError(f"{path}: no space left on the disk, {ending}")
-    why = error.strerror or error
-    return UserError(f"{error.filename or path}: cannot be written ({why}); check the folder and its owner")
+    return UserError(f"{error.filename or path}: {error.strerror or error}; check the folder and its owner")
 
 
 def unpack(archive: Path, folder: Path, progress: bool = True) -> tuple[int, int]:
@@ -235,22 +215,18 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> tuple[int, int
                 stale.unlink()
             for place, entry in progress_bar(sound.items(), "unpack", len(sound), shown=progress):
                 path = folder / place
-                right = path.is_file() and path.stat().st_size == entry.file_size
-                right = right and zlib.crc32(path.read_bytes()) == entry.CRC
-                if not right:  # without waiting for the disk: what a power cut spoils is found by its CRC
-                    write_atomically(path, partial(copy_entry, opened, entry), wait=False)
+                same_size = path.is_file() and path.stat().st_size == entry.file_size
+                right = same_size and zlib.crc32(path.read_bytes()) == entry.CRC
+                if not right:
+                    with opened.open(entry) as content:
+                        # Without waiting for the disk: what a power cut spoils is found by its CRC.
+                        write_atomically(path, partial(shutil.copyfileobj, content), wait=False)
                 counts[right] += 1
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two are of bad offsets
+            raise disk_trouble(archive, error) from error
         raise UserError(f"{archive}: damaged ({error}); remove it and run the same command again") from error
-    except OSError as error:
-        raise disk_trouble(archive, error) from error
     return counts[0], counts[1]
-
-
-def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file) -> None:
-    """Write an entry into an open file; a wrong CRC raises at its end."""
-    with archive.open(entry) as content:
-        shutil.copyfileobj(content, file, 1 << 20)
 
 
 def safe_entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -275,25 +251,12 @@ def safe_entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipI
     return sound
 
 
-class Trouble(Exception):
-    """A try failed; ``final``: so would the next. ``wait``: seconds the server asks for. ``wrong``: not the file."""
-
-    def __init__(self, why: str, final=False, wait: float | None = None, wrong=False, unreachable=False):
-        super().__init__(why)
-        self.final, self.wait, self.wrong, self.unreachable = final, wait, wrong, unreachable
-
-
 def fetch(
     items: Sequence[Item], folder: Path, workers: int = 8, sleep: Callable | None = None, progress: bool = True
 ) -> Outcome:
-    """Bring every item that is not in ``folder`` yet, going on where an earlier call was cut off.
+    """Bring every item that is not in ``folder`` yet, ``workers`` at a time, from where an earlier call was cut off.
 
-    Args:
-        items: what to bring; no two have the same path.
-        folder: where to.
-        workers: files at the same time.
-        sleep: waits so many seconds before a further try; for tests.
-        progress: show a bar, in bytes.
+    ``sleep`` waits so many seconds before a further try (for tests); ``progress`` shows a bar, in bytes.
 
     Raises:
         UserError: an address is neither http nor https, the disk is full, or the folder cannot be written.
@@ -303,11 +266,15 @@ def fetch(
             raise UserError(f"{item.url}: expected an address that starts with http:// or https://")
     with progress_bar(None, "download", sum(item.size for item in items), unit="B", shown=progress) as bar:
         bar.unit_scale = True
-        transfer = Transfer(folder, bar, sleep)
-        with ThreadPoolExecutor(workers) as pool:
-            there = list(pool.map(transfer.is_there, items))
-        transfer.run([item for item, kept in zip(items, there, strict=True) if not kept], workers)
-    return transfer.outcome
+        return Transfer(folder, bar, sleep).run(items, workers)
+
+
+class Trouble(Exception):
+    """A try failed. ``final``: so would the next; ``wait``: seconds to wait; ``wrong``: what came is not the file."""
+
+    def __init__(self, why: str, final: bool = False, wait: float | None = None, wrong: bool = False):
+        super().__init__(why)
+        self.final, self.wait, self.wrong = final, wait, wrong
 
 
 class Transfer:
@@ -315,38 +282,21 @@ class Transfer:
 
     def __init__(self, folder: Path, bar, sleep: Callable | None):
         self.folder, self.bar, self.bar_lock = folder, bar, threading.Lock()
+        self.shown: Counter[str] = Counter()  # path -> bytes the bar counts
         self.stop = threading.Event()
         self.sleep = sleep or self.stop.wait
-        self.outcome = Outcome()
-        self.shown: Counter[str] = Counter()  # path -> bytes the bar counts
+        self.outcome = Outcome(offline=True)
         self.strikes: Counter[str] = Counter()  # host -> files in a row that failed
-        self.last: dict[str, Trouble] = {}  # host -> what the last of them met
-        self.fatal: UserError | None = None
+        self.last: dict[str, str] = {}  # host -> why the last of them did
+        self.fatal: Exception | None = None
 
-    def show(self, item: Item, position: int) -> None:
-        """Move the bar: the first ``position`` bytes of an item are there."""
-        with self.bar_lock:
-            self.bar.update(position - self.shown[item.path])
-            self.shown[item.path] = position
-
-    def is_there(self, item: Item) -> bool:
-        """Tell whether an item is in its place and right; it counts as kept then."""
-        path = self.folder / item.path
-        if path.is_file() and not fault(item, path):
-            self.show(item, item.size)
-            self.outcome.kept.append(item.path)
-            return True
-        return False
-
-    def run(self, items: Sequence[Item], workers: int) -> None:
+    def run(self, items: Sequence[Item], workers: int) -> Outcome:
         """Bring the items over several threads; an interruption ends them between two pieces."""
-        if not items:
-            return
         import httpx
 
         self.client = httpx.Client(
             follow_redirects=True,
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            timeout=httpx.Timeout(30.0, connect=10.0, pool=None),
             limits=httpx.Limits(max_connections=workers),
             headers={"User-Agent": f"ser-toolkit/{__version__}", "Accept-Encoding": "identity"},  # ranges are of bytes
         )
@@ -366,27 +316,136 @@ class Transfer:
             self.client.close()
         if self.fatal:
             raise self.fatal
+        self.outcome.offline &= bool(self.outcome.failed)
+        return self.outcome
 
     def work(self, queue: deque[Item]) -> None:
         """Bring one item of the queue after the other."""
-        outcome = self.outcome
         with suppress(IndexError):
             while not self.stop.is_set():
                 item = queue.popleft()
                 try:
                     self.bring(item)
-                    outcome.fetched.append(item.path)
                 except Trouble as error:
-                    if not self.stop.is_set():
-                        outcome.failed[item.path] = str(error)
-                except OSError as error:
-                    self.fatal = disk_trouble(self.folder / item.path, error)
+                    self.outcome.failed[item.path] = str(error)
+                except Exception as error:
+                    path = self.folder / item.path
+                    self.fatal = disk_trouble(path, error) if isinstance(error, OSError) else error
                     self.stop.set()
 
+    def show(self, item: Item, position: int) -> None:
+        """Move the bar: the first ``position`` bytes of an item are there; one of unknown size counts when alone."""
+        if item.size or not self.bar.total:
+            with self.bar_lock:
+                self.bar.update(position - self.shown[item.path])
+                self.shown[item.path] = position
+
     def bring(self, item: Item) -> None:
-        """Try until an item is there, or raise Trouble where trying on is no use."""
-        host = urlsplit(item.url).netloc
-        target = self.folder / item.path
-        part = target.with_name(f"{target.name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
+        """See that an item is there; raise Trouble where trying on is no use."""
+        host, target = urlsplit(item.url).netloc, self.folder / item.path
+        if target.is_file() and not fault(item, target):
+            self.show(item, item.size)
+            self.outcome.kept.append(item.path)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part, etag = (target.with_name(target.name + ending) for ending in (".part", ".part.etag"))
+        furthest = tries = wrong = 0
+        while True:
+            if self.stop.is_set() or self.strikes[host] >= PATIENCE:
+                raise Trouble(f"given up like others from {host}: {self.last.get(host)}")
+            try:
+                self.attempt(item, target, part, etag)
+                self.outcome.fetched.append(item.path)
+                self.strikes[host] = 0
+                return
+            except Trouble as error:
+                reached = part.stat().st_size if part.exists() else 0
+                tries = 1 if reached > furthest else tries + 1  # new bytes are worth new patience
+                furthest, wrong = max(furthest, reached), wrong + error.wrong
+                if error.wrong:
+                    part.unlink(missing_ok=True)
+                    etag.unlink(missing_ok=True)
+                    self.show(item, 0)
+                if error.final or wrong >= WRONG:
+                    raise
+                if tries >= TRIES:
+                    self.last[host] = str(error)
+                    self.strikes[host] += 1
+                    raise
+                back_off = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+                self.sleep(back_off if error.wait is None else error.wait)
+
+    def attempt(self, item: Item, target: Path, part: Path, etag: Path) -> None:
+        """Receive the rest of an item once, check the whole and put it in its place."""
+        have = part.stat().st_size if part.exists() else 0
+        if not have or have != item.size:
+            self.receive(item, part, etag, have)
+        with open(part, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise Trouble("a git-lfs pointer came in place of the file", final=True, wrong=True)
+            fsync(file.fileno())
+        if why := fault(item, part):
+            raise Trouble(why, wrong=part.stat().st_size >= item.size)  # a shorter one may merely be cut off
+        etag.unlink(missing_ok=True)
+        part.replace(target)
+
+    def receive(self, item: Item, part: Path, etag: Path, have: int) -> None:
+        """Append what the server has beyond the first ``have`` bytes to the part file."""
+        import httpx
+
+        known = etag.read_text("latin-1") if etag.is_file() else ""
+        known = known if STRONG_ETAG.fullmatch(known) else ""
+        headers = {"Range": f"bytes={have}-"} | ({"If-Range": known} if known else {}) if have else {}
+        try:
+            with self.client.stream("GET", item.url, headers=headers) as answer:
+                self.outcome.offline = False
+                at = first_byte(answer, item, have, known)
+                if at is None:
+                    return
+                if at == 0:
+                    part.write_bytes(b"")
+                    etag.write_text(answer.headers.get("etag", ""), "latin-1", "replace")
+                with open(part, "ab") as file:
+                    for data in answer.iter_raw():
+                        if self.stop.is_set():
+                            raise Trouble("stopped", final=True)
+                        at += len(data)
+                        if at > (item.size or LARGEST):
+                            raise Trouble(f"more than {item.size or LARGEST} bytes came", wrong=True)
+                        file.write(data)
+                        self.show(item, at)
+        except httpx.TransportError as error:
+            connecting = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
+            what = f"{urlsplit(item.url).netloc} cannot be reached" if connecting else "connection lost"
+            final = isinstance(error, httpx.UnsupportedProtocol)  # of a redirect
+            raise Trouble(f"{what}: {str(error) or type(error).__name__}", final) from error
+        except (httpx.TooManyRedirects, httpx.InvalidURL) as error:
+            raise Trouble(f"{item.url}: {error}", final=True) from error
+
+
+def first_byte(answer, item: Item, have: int, known: str) -> int | None:
+    """Return where the body of an answer starts in the file; None where nothing is missing."""
+    status, headers = answer.status_code, answer.headers
+    said = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("content-range", ""))
+    first, total = said.groups() if said else (None, None)
+    if status in (200, 206) and headers.get("content-encoding", "identity") != "identity":
+        raise Trouble("compressed bytes came, plain ones were asked for", final=True)
+    if status == 200:
+        return 0
+    if status == 206 and first == str(have) and known in ("", headers.get("etag", known)):
+        return have
+    if status == 416 and total == str(have) and not item.size:
+        return None
+    if status in (206, 416):
+        raise Trouble("other bytes came than were asked for; the file has changed", wrong=True)
+    again = status in (408, 425, 429) or status >= 500
+    raise Trouble(f"HTTP {status} {answer.reason_phrase}", not again, retry_after(headers.get("retry-after", "")))
+
+
+def retry_after(text: str) -> float | None:
+    """Read the seconds or the date that a server asks to wait for; bounded, and None where it asks for neither."""
+    try:
+        seconds = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

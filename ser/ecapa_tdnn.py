@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ser.errors import UserError
 from ser.layers import Classifier, InputNorm, pad_reflect
 
 __all__ = ["EcapaTdnn"]
@@ -45,6 +46,10 @@ class EcapaTdnn(Classifier):
         super().__init__()
         from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
+        if channels < 8 or channels % 8:
+            raise UserError(f"ecapa/channels is {channels}; expected a multiple of 8, the scale of the Res2Net blocks")
+        if len(set(labels)) != len(labels) or len(labels) < 2:
+            raise UserError(f"EcapaTdnn.labels are {', '.join(labels)}; expected two or more, each once")
         self.labels = tuple(labels)
         self.norm = InputNorm(bands, normalisation)
         self.ecapa = ECAPA_TDNN(

@@ -41,9 +41,10 @@ class Training:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience", "crop_seconds", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"Training.{name} is {getattr(self, name)}; expected more than 0")
+        least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise UserError(f"Training.{name} is {getattr(self, name)}; expected {value} or more")
         if not 0 <= self.average < 1:
             raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
         if self.precision not in PRECISIONS:
@@ -66,12 +67,24 @@ class Experiment:
     training: Training
 
     def __post_init__(self) -> None:
+        for slot, kind in SLOTS.items():
+            if not isinstance(getattr(self, slot), kind):
+                given, name = getattr(self, slot), kind.__name__
+                raise UserError(
+                    f"Experiment.{slot} is {given!r:.80}; expected a {name}, as in @{name}(), with brackets"
+                )
         sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
         if self.features.cached and sound:
             raise UserError(
                 f"augment: {' and '.join(sound)} change sound, but Features.cached is True: stored features "
                 "are read; set 'Features.cached = False' or leave them out"
             )
+
+
+SLOTS: dict[str, type] = {
+    "augment": Augmentation, "features": Features, "loss": Loss, "model": Classifier, "optimizer": AdamW,
+    "protocol": Protocol, "schedule": WarmupCosine, "tracking": Tracking, "training": Training,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

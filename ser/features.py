@@ -38,6 +38,8 @@ class Features:
     """
 
     def __init__(self, name: str, front_end: LogMel, cached: bool = True, dtype: str = "float16"):
+        if not name or Path(name).name != name:
+            raise UserError(f"Features.name is '{name}'; expected the plain name of a folder")
         if dtype not in DTYPES:
             raise UserError(f"Features.dtype is '{dtype}'; expected float16 or float32")
         self.name = name

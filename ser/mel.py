@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.audio import SAMPLE_RATE
+from ser.errors import UserError
 from ser.layers import clip_mask
 
 __all__ = ["LogMel"]
@@ -26,6 +27,10 @@ class LogMel(nn.Module):
         super().__init__()
         from torchaudio.transforms import MelSpectrogram
 
+        if bands < 1 or window_ms <= 0 or hop_ms <= 0 or floor <= 0:
+            raise UserError(
+                f"LogMel: bands {bands}, window_ms {window_ms}, hop_ms {hop_ms}, floor {floor}; expected all above 0"
+            )
         self.bands = bands
         self.floor = floor
         self.window = round(window_ms * SAMPLE_RATE / 1000)  # samples

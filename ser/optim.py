@@ -26,6 +26,12 @@ class AdamW:
     beta1: float = 0.9
     beta2: float = 0.999
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.lr < float("inf") and 0 <= self.weight_decay < float("inf")):
+            raise UserError(f"AdamW.lr is {self.lr}, weight_decay {self.weight_decay}; expected 0 or more")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError(f"AdamW.beta1 is {self.beta1}, beta2 {self.beta2}; expected shares in [0, 1)")
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """Return the optimiser over the parameters that require gradients."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

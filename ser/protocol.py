@@ -112,7 +112,7 @@ class Protocol:
             at_hand = ", ".join(f"{part} {len(clips)}" for part, clips in self.parts.items())
             raise UserError(
                 f"{self.describe()}: no clip of part '{name}' is at hand ({at_hand}); "
-                "choose another: just part=val eval RUN"
+                "look at what is missing: just split CORPUS, or choose another part: just part=val eval RUN"
             )
         return self.parts[name]
 

@@ -42,6 +42,8 @@ class Tracking:
     def __post_init__(self) -> None:
         if self.wandb not in WANDB_MODES:
             raise UserError(f"track/wandb is '{self.wandb}'{nearest(self.wandb, WANDB_MODES)}")
+        if self.every < 1:
+            raise UserError(f"Tracking.every is {self.every}; expected a number of steps from 1")
 
     def open(self, folder: Path, settings: dict[str, Any], group: str) -> "Tracker":
         """Start tracking a run in ``folder``; ``settings`` are its resolved bindings as typed values."""

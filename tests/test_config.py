@@ -44,7 +44,25 @@ def refused(experiment: str = "ravdess_ecapa", *overrides: str) -> str:
         ("include 'gin/base.gin'", "an include cannot stand here"),
         ("train/precision = 'fp8'", "train/precision is 'fp8'"),
         ("train/loss = 'focl'", "did you mean 'focal'?"),
-        ("train/epochs = 0", "expected more than 0"),
+        ("train/epochs = 0", "expected 1 or more"),
+        ("train/batch_size = 1", "expected 2 or more"),
+        ("train/crop_seconds = 0.001", "expected 0.1 or more"),
+        ("seed = -1", "expected a whole number from 0"),
+        ("seed = @labels.label_set()", "expected a whole number from 0"),
+        ("train/lr = -1.0", "expected 0 or more"),
+        ("AdamW.beta1 = 2.0", "expected shares in [0, 1)"),
+        ("ecapa/channels = 30", "expected a multiple of 8"),
+        ("Tracking.every = 0", "expected a number of steps from 1"),
+        ("Features.name = '../../x'", "expected the plain name of a folder"),
+        ("LogMel.hop_ms = 0", "expected all above 0"),
+        ("SpecAugment.band_width = -3", "expected none below 0"),
+        ("Experiment.model = @AdamW()", "expected a Classifier"),
+        ("Experiment.model = @EcapaTdnn", "with brackets"),
+        ("Experiment.augment = @Noise()", "expected a Augmentation"),
+        ("Augmentation.operations = [%augment/probabilty]", "did you mean 'augment/probability'?"),
+        ("train/epochs = (5", "never closed"),
+        ("train/loss = '''", "never closed"),
+        ("a/b/AdamW.lr = 0.1", "used by nothing: a/b/AdamW.lr"),
         ("labels/source = 'intendet'", "did you mean 'intended'?"),
         ("data/corpus = 'ravdes'", "did you mean 'ravdess'?"),
         ("Augmentation.operations = [@Noise()]", "Features.cached"),  # sound operations on stored features
@@ -63,6 +81,16 @@ def write(folder, text: str) -> str:
     path = folder / "own.gin"
     path.write_text(text)
     return str(path)
+
+
+def test_a_mistyped_macro_in_a_file_names_the_nearest(tmp_path):
+    message = refused(write(tmp_path, "include 'gin/exp/demo_ecapa.gin'\ntrain/epohcs = 5\n"))
+    assert "used by nothing: train/epohcs" in message
+    assert "did you mean 'train/epochs'?" in message
+
+
+def test_a_file_without_slots_says_so(tmp_path):
+    assert "cannot be built from these values" in refused(write(tmp_path, "seed = 3\n"))
 
 
 def test_a_missing_include_names_file_line_and_nearest(tmp_path):

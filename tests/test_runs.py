@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 from conftest import command, one_error_line
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from ser import config, runs, summary
@@ -82,7 +84,8 @@ def test_a_split_changed_since_training_is_refused(run, trained_home, prepared):
 @pytest.mark.parametrize("calm", ["neutral", "leave_out"])
 def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
     folder, metrics = runs.cross("last", "crema_d", calm, progress=False)
-    assert folder.name == "crema_d-none-all"
+    assert folder.name == ("crema_d-none-all" if calm == "neutral" else "crema_d-none-all-leave_out")
+    assert metrics["strict"]["uar"] <= metrics["uar"]
     assert metrics["labels"] == list(label_set("crema_d"))
     assert metrics["calm_policy"] == calm
     assert metrics["tags"] == ["cross-corpus"]
@@ -92,8 +95,41 @@ def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
     assert metrics["ci95"]["uar"][0] <= metrics["uar"] <= metrics["ci95"]["uar"][1]
 
 
+def test_a_damaged_evaluation_is_left_out_of_the_summary(run, capsys):
+    folder, _ = runs.evaluate("last", progress=False)
+    for name, text in (("a", "{}"), ("b", "[]"), ("c", "{"), ("d", '{"ci95": null}')):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "metrics.json").write_text(text)
+    _, rows = summary.write()
+    assert len(rows) == 1
+    assert capsys.readouterr().err.count("not an evaluation of ser") == 4
+
+
+def test_figures_need_only_the_best_checkpoint_and_survive_a_cut_count(run):
+    run.last.unlink()
+    assert runs.evaluate("last", progress=False)[1]["tags"] == ["unfinished"]
+    with open(run.folder / "scorings.jsonl", "a") as file:
+        file.write('{"scored": "rav')
+    assert runs.evaluate("last", progress=False)[1]["test_scorings"] == 2
+
+
+def test_an_edited_configuration_is_refused(run):
+    path = run.folder / "run.gin"
+    path.write_text(path.read_text().replace("split/fold = 1", "split/fold = 2"))
+    with pytest.raises(UserError, match=r"run.gin: changed since best.pt was written"):
+        runs.evaluate("last", progress=False)
+
+
+def test_figures_of_a_speaker_dependent_scheme_carry_the_tag(trained_home):
+    experiment, run = runs.create(config.load("crema_d_ecapa", [*SMALL, "split/scheme = 'emobox1'"]))
+    runs.train(experiment, run, progress=False)
+    _, metrics = runs.evaluate("last", progress=False)
+    assert metrics["speaker_independent"] is False
+    assert metrics["tags"] == ["speaker-dependent"]
+
+
 def test_cross_on_its_own_corpus_is_refused(run):
-    with pytest.raises(UserError, match="was trained on ravdess itself"):
+    with pytest.raises(UserError, match="was trained on ravdess; score its test part"):
         runs.cross("last", "ravdess", progress=False)
 
 
@@ -113,7 +149,7 @@ def test_restricted_and_strict_figures_by_hand():
     assert restricted.references == ["angry", "neutral", "neutral"]  # the surprised clip is left out
     # Calm adds to neutral: for clip 0, log(e^0 + e^0) = 0.69 < 1.
     assert [restricted.labels[i] for i in restricted.answers] == ["angry", "neutral", "neutral"]
-    assert restricted.strict == ["surprised", "neutral", "neutral"]
+    assert restricted.strict == ["surprised", "neutral", "neutral"]  # surprised is outside
     metrics = score(restricted)
     assert metrics["uar"] == 1
     assert metrics["strict"] == {"wa": pytest.approx(2 / 3), "uar": 0.5}
@@ -121,6 +157,16 @@ def test_restricted_and_strict_figures_by_hand():
     left_out = model.mapped(("angry", "neutral"), {"angry": "angry", "neutral": "neutral"})
     assert left_out.references == ["angry", "neutral"]
     assert score(left_out)["strict"]["uar"] == 0  # calm and surprised answers are outside
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=2, max_size=12), st.booleans())
+def test_the_strict_figure_is_never_above_the_restricted_one(logits, calm_is_neutral):
+    labels = ("angry", "calm", "neutral", "surprised")
+    mapping = {"angry": "angry", "neutral": "neutral"} | ({"calm": "neutral"} if calm_is_neutral else {})
+    references = [("angry", "neutral")[number % 2] for number in range(len(logits))]
+    metrics = score(predictions(labels, references, logits).mapped(("angry", "neutral"), mapping))
+    assert metrics["strict"]["uar"] <= metrics["uar"] + 1e-12
+    assert metrics["strict"]["wa"] <= metrics["wa"] + 1e-12
 
 
 def test_an_absent_class_is_said_and_left_out_of_uar():
@@ -187,6 +233,7 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
         (["train.py", "ravdess_ecpa"], "did you mean 'ravdess_ecapa'?"),
         (["train.py", "ravdess_ecapa", "split/fold = 7"], "has folds 1 to 6"),
         (["train.py", "crema_d_ecapa", "split/fold = 1"], "has no folds"),
+        (["eval_model.py", "last", "--labels", "voice"], "put CREMA-D's tabulatedVotes.csv beside the sound"),
         (["train.py", "ravdess_ecapa", "split/scheme = 'holdut'"], "did you mean 'holdout'?"),
     ],
 )

@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 from conftest import PROJECT, command, one_error_line
+from corpus_factory import prepare_corpus
 
-from ser import checkpoints, config, runs, training
+from ser import checkpoints, config, preparing, runs, training
+from ser.corpora import corpus
 from ser.errors import UserError
+from ser.features import extract
+from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
 
 SMALL = [
@@ -41,7 +46,7 @@ def test_a_run_leaves_everything_that_describes_it(trained_home):
     assert folder.name.startswith("ravdess_ecapa-fold1-s1-")
     assert (folder / "run.gin").read_text() == run.config
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    environment = json.loads((folder / "environment.json").read_text())
+    (environment,) = json.loads((folder / "environment.json").read_text())["sessions"]
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert (trained_home / "outputs/last").read_text().strip() == folder.name
     log = read_log(folder)
@@ -51,7 +56,7 @@ def test_a_run_leaves_everything_that_describes_it(trained_home):
     assert [line["step"] for line in log if "train/loss" in line] == list(range(1, log[-1]["step"] + 1))
     best = checkpoints.load(run.best)
     assert best["labels"] == list(experiment.model.labels)
-    assert best["split_sha256"] == experiment.protocol.split.sha256
+    assert best["protocol"]["split_sha256"] == experiment.protocol.split.sha256
     assert set(best["train_speakers"]) == {clip.speaker for clip in experiment.protocol.part("train")}
     assert "optimizer" not in best
     assert not list(folder.rglob("*.tmp"))
@@ -65,6 +70,11 @@ def test_a_finished_run_is_left_alone(trained_home, capsys):
     assert runs.train(experiment, run, progress=False)
     assert "already trained" in capsys.readouterr().out
     assert run.last.stat().st_mtime_ns == before
+
+
+def timeless(run) -> list[dict]:
+    """Return a run's log without the times, which no two runs share."""
+    return [{name: value for name, value in line.items() if name != "hours"} for line in read_log(run.folder)]
 
 
 class StopAfter:
@@ -90,7 +100,7 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(steps, trained_hom
     dropout = ("EcapaTdnn.dropout = 0.3",)  # draws from torch's generator at every step
     experiment, straight = start("ravdess_ecapa", *dropout)
     runs.train(experiment, straight, progress=False)
-    content, log = checkpoints.load(straight.last), read_log(straight.folder)
+    content, log = checkpoints.load(straight.last), timeless(straight)
     straight.folder.rename(trained_home / "straight")
 
     with monkeypatch.context() as patch:
@@ -101,7 +111,8 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(steps, trained_hom
     resumed = checkpoints.load(straight.last)
     for name, value in content["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
-    assert read_log(straight.folder) == log
+    assert timeless(straight) == log
+    assert len(json.loads((straight.folder / "environment.json").read_text())["sessions"]) == 2
 
 
 def test_ctrl_c_in_training_saves_and_resume_finishes(trained_home):
@@ -131,6 +142,73 @@ def test_two_processes_do_not_train_one_run(trained_home):
         runs.train(experiment, run, progress=False)
 
 
+@pytest.mark.parametrize("what", ["split", "run.gin", "clips"])
+def test_resuming_over_changed_data_or_settings_is_refused(what, home, monkeypatch):
+    """Else speakers that were trained on would be scored as if they were unseen."""
+    raw = prepare_corpus(home, "demo")
+    extract(read_table("demo"), config.load_features("logmel80"), progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(2))
+        assert not runs.train(*start("demo_ecapa"), progress=False)
+    if what == "split":
+        path = home / "data/demo/splits/holdout.csv"
+        swap = {"train": "test", "test": "train", "val": "val"}
+        rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+        path.write_text("clip,part\n" + "".join(f"{clip},{swap[part]}\n" for clip, part in rows))
+    elif what == "run.gin":
+        path = next((home / "outputs").glob("demo_*/run.gin"))
+        path.write_text(path.read_text().replace("train/epochs = 2", "train/epochs = 9"))
+    else:
+        (raw / start("demo_ecapa")[0].protocol.part("train")[0].path).unlink()
+        clips, missing = preparing.clips_of(corpus("demo"), raw, allow_missing=True)
+        write_table("demo", clips)
+        remember_raw("demo", raw, missing)
+    with pytest.raises(UserError, match=r"changed since last\.pt was written"):
+        runs.train(*runs.reopen("last"), progress=False)
+
+
+def test_nothing_is_left_of_a_run_that_cannot_start(trained_home):
+    experiment, run = start("demo_ecapa", "Features.name = 'other'")
+    with pytest.raises(UserError, match="just extract demo other"):
+        runs.train(experiment, run, progress=False)
+    assert not (trained_home / "outputs").exists()
+
+
+@pytest.mark.parametrize("failing", ["import", "init", "log", "finish"])
+def test_wandb_may_fail_at_any_moment(failing, trained_home, monkeypatch, capsys):
+    class Broken:
+        dir = str(trained_home / "x/files")
+
+        def __init__(self, **_):
+            if failing == "init":
+                raise RuntimeError("no server")
+
+        def define_metric(self, *_, **__): ...
+
+        def log(self, _):
+            if failing == "log":
+                raise ConnectionResetError("gone")
+
+        def finish(self):
+            if failing == "finish":
+                raise OSError("full")
+
+    fake = types.SimpleNamespace(init=Broken, Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", None if failing == "import" else fake)
+    experiment, run = start("demo_ecapa", "track/wandb = 'offline'", "train/epochs = 1")
+    assert runs.train(experiment, run, progress=False)
+    assert capsys.readouterr().err.count("W&B failed") == 1
+    assert len(read_log(run.folder)) > 2
+
+
+def test_an_offline_wandb_run_lies_in_the_run_folder(trained_home, capsys):
+    pytest.importorskip("wandb")
+    experiment, run = start("demo_ecapa", "track/wandb = 'offline'", "train/epochs = 1")
+    assert runs.train(experiment, run, progress=False)
+    assert "wandb sync" in capsys.readouterr().out
+    assert list((run.folder / "wandb").glob("offline-run-*"))
+
+
 def test_early_stopping_ends_after_the_patience(trained_home):
     experiment, run = start("demo_ecapa", "train/epochs = 50", "train/patience = 1", "train/lr = 0.0")
     runs.train(experiment, run, progress=False)
@@ -147,12 +225,6 @@ def test_a_loss_that_is_not_finite_names_clips(trained_home):
 def test_a_label_that_the_model_does_not_know_is_named(trained_home):
     experiment, run = start("ravdess_ecapa", "label_set.corpus = 'crema_d'")
     with pytest.raises(UserError, match=r"is labelled '(calm|surprised)', which the model does not know"):
-        runs.train(experiment, run, progress=False)
-
-
-def test_missing_features_name_the_command(trained_home):
-    experiment, run = start("demo_ecapa", "Features.name = 'other'")
-    with pytest.raises(UserError, match="just extract demo other"):
         runs.train(experiment, run, progress=False)
 
 

@@ -9,12 +9,13 @@ from ser.errors import tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="name of a run in outputs/, a path, or last")
-    parser.add_argument("--part", default="test", help="test (counted), val or train")
+    parser.add_argument("--part", default="test", help="test (counted) or val")
+    parser.add_argument("--labels", default="", help="score against another label source than the run was trained with")
     arguments = parser.parse_args()
 
     from ser import reporting, runs
 
-    print(reporting.evaluation(*runs.evaluate(arguments.run, arguments.part)))
+    print(reporting.evaluation(*runs.evaluate(arguments.run, arguments.part, arguments.labels)))
 
 
 if __name__ == "__main__":
