@@ -219,8 +219,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> tuple[int, int
                 right = same_size and zlib.crc32(path.read_bytes()) == entry.CRC
                 if not right:
                     with opened.open(entry) as content:
-                        # Without waiting for the disk: what a power cut spoils is found by its CRC.
-                        write_atomically(path, partial(shutil.copyfileobj, content), wait=False)
+                        write_atomically(path, partial(shutil.copyfileobj, content), wait=False)  # CRC holds the rest
                 counts[right] += 1
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two are of bad offsets
