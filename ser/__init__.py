@@ -6,7 +6,7 @@ ground    errors, interrupts, files, progress, labels, audio, layers, dist, metr
 table     metadata, demo, corpora, splits, schemes, verify, downloading, preparing, votes, protocol, histogram
 signal    mel, augment, features, batches
 models    ecapa_tdnn
-learning  optim, checkpoints, tracking, experiment, evaluation, training
+learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, training
 after     summary, reporting
 door      config, runs, benchmarks, cli
 

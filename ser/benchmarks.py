@@ -85,17 +85,18 @@ def training() -> list[Row]:
     from ser import config, runs
     from ser import training as loop
     from ser.batches import shuffled
+    from ser.workbench import set_up
 
     settings = config.load("demo_ecapa", ["train/epochs = 1", "track/wandb = 'off'", "ecapa/channels = 128"])
     experiment, _ = runs.create(settings)
-    setup = loop.set_up(experiment)
+    setup = set_up(experiment)
     order = shuffled(len(setup.train), experiment.training.batch_size, experiment.seed, 0)
     batches = list(setup.crops(order, experiment.seed, 0))
 
     def fit() -> float:
         with tempfile.TemporaryDirectory() as folder:
             fresh, run = runs.create(settings)
-            state = loop.fit(fresh, replace(run, folder=Path(folder)), loop.set_up(fresh), progress=False)
+            state = loop.fit(fresh, replace(run, folder=Path(folder)), set_up(fresh), progress=False)
         return state.train_seconds / state.step
 
     def bare() -> float:

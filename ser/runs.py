@@ -17,8 +17,10 @@ from ser.interrupts import Interrupted
 from ser.labels import CALM_POLICIES, label_set, shared_labels
 from ser.metadata import Clip, read_table
 from ser.protocol import Protocol
+from ser.state import check_unchanged, is_finished
 from ser.tracking import environment, read_log
 from ser.votes import plurality
+from ser.workbench import set_up
 
 __all__ = ["create", "cross", "cross_validate", "evaluate", "reopen", "train"]
 
@@ -63,11 +65,11 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
         UserError: as ``training.fit``, or another process is training the run.
     """
     resume = run.last.is_file()
-    if resume and training.is_finished(run):
+    if resume and is_finished(run):
         print(f"{run.folder}: already trained with these settings; remove the folder to train again")
         remember(run)
         return True
-    setup = training.set_up(experiment, fit_norm=not resume)  # what cannot work is said before anything is written
+    setup = set_up(experiment, fit_norm=not resume)  # what cannot work is said before anything is written
     with locked(run.folder / ".lock", f"{run.folder}: another process is training this run; wait for it or stop it"):
         remember(run)
         if not resume:
@@ -110,7 +112,7 @@ class Trained:
     @property
     def finished(self) -> bool:
         """Whether the run has made its last step; a figure made before is only provisional."""
-        return self.run.last.is_file() and training.is_finished(self.run)
+        return self.run.last.is_file() and is_finished(self.run)
 
 
 def trained(name: str) -> Trained:
@@ -121,7 +123,7 @@ def trained(name: str) -> Trained:
     """
     experiment, run = reopen(name)
     checkpoint = checkpoints.load(run.best)
-    training.check_unchanged(run, experiment.protocol, checkpoint, run.best)
+    check_unchanged(run, experiment.protocol, checkpoint, run.best)
     checkpoints.restore(experiment.model, checkpoint["model"], run.best)
     device = dist.device()
     experiment.model.to(device)

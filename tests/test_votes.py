@@ -10,13 +10,14 @@ import torch
 from conftest import command, one_error_line
 from corpus_factory import prepare_corpus
 
-from ser import config, runs, training
+from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
 from ser.errors import UserError
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.protocol import Protocol
 from ser.votes import plurality, read_votes, store_votes, stored_votes
+from ser.workbench import set_up
 
 HEADER = '"","A","D","F","H","N","S","fileName"'
 LABELS = label_set("crema_d")
@@ -102,7 +103,7 @@ def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_hom
     try:
         store_votes("crema_d", source.parent)
         experiment, run = runs.create(config.load("crema_d_ecapa", small))
-        setup = training.set_up(experiment)
+        setup = set_up(experiment)
         counts = setup.reader.targets(setup.train).sum(0)
         torch.testing.assert_close(setup.weights * counts, torch.full((6,), float((setup.weights * counts).mean())))
         assert runs.train(experiment, run, progress=False)

@@ -1,0 +1,112 @@
+"""Where a run stands: saved whole, restored exactly, and only over the data and settings that it began with."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ser import checkpoints
+from ser.errors import UserError, some
+from ser.experiment import Experiment, Run
+from ser.protocol import Protocol
+from ser.workbench import Setup
+
+__all__ = ["State", "check_unchanged", "is_finished", "restore", "save"]
+
+
+@dataclass
+class State:
+    """Where a run stands.
+
+    Attributes:
+        epoch: the one that is running, counted from 0.
+        batch: batches of it that are done.
+        step: optimiser steps so far.
+        best_uar, best_epoch: of validation; -1 before the first.
+        losses: training loss of each step of the running epoch.
+        train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
+        finished: no further step will be made.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_uar: float = -1.0
+    best_epoch: int = -1
+    losses: list[float] = field(default_factory=list)
+    train_seconds: float = 0.0
+    validation_seconds: float = 0.0
+    finished: bool = False
+
+
+def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setup, resumable: bool = False) -> None:
+    """Write a self-describing checkpoint: the model that answers, or everything to resume from."""
+    protocol = experiment.protocol
+    content: dict[str, Any] = {
+        "model": (setup.model if resumable else setup.answering).state_dict(),
+        "config": run.config,
+        "labels": list(setup.model.labels),
+        "protocol": protocol_facts(protocol),
+        "train_speakers": sorted({clip.speaker for clip in protocol.part("train")}),
+        "state": asdict(state),
+    }
+    if resumable:
+        rng = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        content |= {"optimizer": setup.optimizer.state_dict(), "rng": rng}
+        if setup.averaged is not None:
+            content["averaged"] = setup.averaged.state_dict()
+    checkpoints.save(path, content)
+
+
+def protocol_facts(protocol: Protocol) -> dict[str, Any]:
+    """Return what must be the same when a checkpoint is used again, for its figures to mean the same."""
+    clips = "".join(f"{part} {clip.clip}\n" for part in ("train", "val") for clip in protocol.parts[part])
+    return {
+        "corpus": protocol.corpus,
+        "scheme": protocol.scheme,
+        "fold": protocol.fold,
+        "label_source": protocol.label_source,
+        "split_sha256": protocol.split.sha256,
+        "clips_sha256": hashlib.sha256(clips.encode()).hexdigest(),
+    }
+
+
+def check_unchanged(run: Run, protocol: Protocol, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a UserError where configuration, split or clips are not those that a checkpoint was made with."""
+    if checkpoint["config"] != run.config:
+        lines = set(run.config.splitlines()) ^ set(checkpoint["config"].splitlines())
+        raise UserError(
+            f"{run.folder / 'run.gin'}: changed since {path.name} was written ({some(sorted(lines), 2)}); "
+            "undo the change, or train another run with it"
+        )
+    now = protocol_facts(protocol)
+    for name, then in checkpoint["protocol"].items():
+        if now[name] != then:
+            raise UserError(
+                f"{run.folder.name}: {name} changed since {path.name} was written ({str(then)[:12]}, now "
+                f"{str(now[name])[:12]}); its figures would mean something else: bring the old split and clips back "
+                f"(just split {protocol.corpus} {protocol.scheme}), or train another run"
+            )
+
+
+def restore(run: Run, experiment: Experiment, setup: Setup) -> State:
+    """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them."""
+    content = checkpoints.load(run.last)
+    check_unchanged(run, experiment.protocol, content, run.last)
+    checkpoints.restore(setup.model, content["model"], run.last)
+    setup.optimizer.load_state_dict(content["optimizer"])
+    if setup.averaged is not None:
+        checkpoints.restore(setup.averaged, content["averaged"], run.last)
+    torch.set_rng_state(content["rng"]["torch"])
+    if "cuda" in content["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["rng"]["cuda"])
+    return State(**content["state"])
+
+
+def is_finished(run: Run) -> bool:
+    """Say whether the run has made its last step."""
+    return run.last.is_file() and checkpoints.load(run.last)["state"]["finished"]

@@ -1,0 +1,121 @@
+"""What the loop works with: data opened and checked, model and optimiser on the device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ser import dist, evaluation
+from ser.batches import Batch, ClipReader, check_labels, open_source
+from ser.experiment import Experiment
+from ser.layers import Classifier, InputNorm
+from ser.losses import class_weights
+from ser.metadata import Clip
+
+__all__ = ["Setup", "describe", "set_up"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop works with, ready on the device.
+
+    Attributes:
+        train, validation: clips of the two parts.
+        reader: of their inputs.
+        model, optimizer: of the experiment.
+        averaged: moving average of the model's weights and statistics, or None.
+        weights: of the classes, float [C].
+        crop: length of a training crop, in samples or frames.
+    """
+
+    train: list[Clip]
+    validation: list[Clip]
+    reader: ClipReader
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    weights: Tensor
+    crop: int
+
+    @property
+    def answering(self) -> Any:
+        """The model that validates and is kept: the average, where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield the training batches of ``order`` on the device."""
+        for rows in order:
+            batch = self.reader.crops([self.train[row] for row in rows], self.crop, seed, epoch)
+            yield batch.to(self.weights.device)
+
+    def validate(self, experiment: Experiment) -> evaluation.Predictions:
+        """Predict the validation part."""
+        precision = experiment.training.precision
+        return evaluation.predict(self.answering, experiment.features, self.reader, self.validation, precision)
+
+
+def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
+    """Open the data, check it against the model, and bring everything to the device.
+
+    Args:
+        experiment: what to train.
+        fit_norm: give the model the statistics of the training part; a checkpoint brings its own.
+
+    Raises:
+        UserError: no clips, no features, or a label that the model does not know.
+    """
+    protocol, device = experiment.protocol, dist.device()
+    if device.type == "cpu":
+        dist.keep_freed_memory()
+    train, validation = protocol.part("train"), protocol.part("val")
+    reader = open_reader(experiment)
+    check_labels([*train, *validation], reader.labels)
+    if fit_norm:
+        fit_input_norm(experiment, reader, train)
+    model = experiment.model.to(device)
+    experiment.features.front_end.to(device)
+    counts = reader.targets(train).sum(0)
+    weights = class_weights(counts, experiment.loss.class_weights).to(device)
+    crop = round(experiment.training.crop_seconds * experiment.features.input_rate)
+    averaged = None
+    if decay := experiment.training.average:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Setup(train, validation, reader, model, experiment.optimizer.build(model), averaged, weights, crop)
+
+
+def open_reader(experiment: Experiment) -> ClipReader:
+    """Return the reader of what the experiment's features are made from: the feature store, or sound."""
+    protocol = experiment.protocol
+    source = open_source(experiment.features, protocol.table)
+    return ClipReader(source, experiment.model.labels, protocol.soft_target)
+
+
+def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[Clip]) -> None:
+    """Give the model's corpus normalisation the statistics of the training part."""
+
+    def frames() -> Iterator[Tensor]:
+        for clip in clips:
+            value = reader.read(clip).float()
+            yield experiment.features.frames(value[None], torch.tensor([len(value)]))[0][0]
+
+    for module in experiment.model.modules():
+        if isinstance(module, InputNorm) and module.kind == "corpus":
+            module.fit(frames())
+
+
+def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
+    """Say in a few lines what is about to be trained on what."""
+    model, protocol, train, validation = setup.model, experiment.protocol, setup.train, setup.validation
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
+    return (
+        f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
+        f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
+        f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
+        f"split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
+    )
