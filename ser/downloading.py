@@ -68,14 +68,14 @@ class Source:
 
 
 def crema_d_items() -> list[Item]:
-    """Return three tables and the 7442 sound files of the manifest, which git-lfs keeps at an address of its own."""
+    """Return the 7442 sound files of the manifest, which git-lfs keeps at an address of its own, and three tables."""
     repository = "CheyneyComputerScience/CREMA-D/master"
     tables = ("VideoDemographics.csv", "processedResults/summaryTable.csv", "processedResults/tabulatedVotes.csv")
-    items = [Item(f"https://raw.githubusercontent.com/{repository}/{table}", table) for table in tables]
+    items = []
     for clip, official in corpora.crema_d_official().items():
         url = f"https://media.githubusercontent.com/media/{repository}/AudioWAV/{clip}.wav"
         items.append(Item(url, f"AudioWAV/{clip}.wav", f"sha256:{official.sha256}", official.size))
-    return items
+    return items + [Item(f"https://raw.githubusercontent.com/{repository}/{table}", table) for table in tables]
 
 
 RAVDESS_ARCHIVE = Item(  # checksum as Zenodo publishes it
@@ -308,7 +308,7 @@ class Transfer:
                 thread.join()
         finally:
             self.stop.set()
-            end = monotonic() + 2  # one may hang in a dead connection; it writes nothing more after ``stop``
+            end = monotonic() + 0.5  # one may hang in a dead connection; it writes nothing more after ``stop``
             for thread in threads:
                 if thread.ident:
                     thread.join(max(0.0, end - monotonic()))
