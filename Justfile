@@ -56,6 +56,12 @@ doctor: _install
 demo: _install
     @'{{ tools }}/demo.sh' '{{ just_executable() }}' '{{ justfile() }}'
 
+# fetch official recordings, resumable: crema_d, ravdess, emodb
+[group('1 data')]
+[no-cd]
+download CORPUS *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/download.py' "$@"
+
 # see that raw recordings are whole: just raw=PATH verify ravdess
 [group('1 data')]
 [no-cd]

@@ -30,6 +30,7 @@ setup(
         "wandb>=0.18",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "httpx>=0.27",
     ],
     extras_require={"dev": ["hypothesis>=6", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]},
     entry_points={"console_scripts": ["ser=ser.cli:main"]},

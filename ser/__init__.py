@@ -3,7 +3,8 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    errors, interrupts, files, progress, labels, audio, layers, dist, metrics, stats, losses, plots
-table     metadata, demo, corpora, splits, schemes, verify, downloading, preparing, votes, protocol, histogram
+table     metadata, demo, corpora, splits, schemes, verify, preparing, votes, protocol, histogram
+raw       fetching, unpacking, downloading
 signal    mel, augment, features, batches
 models    ecapa_tdnn
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, training

@@ -25,9 +25,11 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT, command, one_error_line
 
-from ser import downloading
-from ser.downloading import Item, Outcome, Source, download, fetch, unpack
+from ser import downloading, fetching, unpacking
+from ser.downloading import Source, download
 from ser.errors import UserError
+from ser.fetching import Item, Outcome, fetch
+from ser.unpacking import unpack
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 72862\n"
 
@@ -311,7 +313,7 @@ def test_a_wrong_file_is_removed_and_tried_again(server, get, tmp_path):
 def test_a_file_that_is_always_wrong_is_reported_and_nothing_of_it_stays(server, get, tmp_path, body, why):
     item = server.item("x.wav", noise(1, 5000), *[other(body)] * 9)
     assert why in get(item).failed["x.wav"]
-    assert len(server.requests) == downloading.WRONG
+    assert len(server.requests) == fetching.WRONG
     assert content(tmp_path / "raw") == {}
 
 
@@ -362,7 +364,7 @@ def test_a_server_that_stays_in_trouble_is_given_up(server, get, tmp_path):
     outcome = get(*items, workers=2)
     assert len(outcome.failed) == 200
     assert not outcome.offline
-    assert len(server.requests) <= (downloading.PATIENCE + 1) * downloading.TRIES
+    assert len(server.requests) <= (fetching.PATIENCE + 1) * fetching.TRIES
     assert "HTTP 503" in next(iter(outcome.failed.values()))
 
 
@@ -437,7 +439,7 @@ def test_a_link_or_device_is_refused(tmp_path, kind):
 
 def test_an_archive_that_is_too_large_or_repeats_itself_is_refused(tmp_path, monkeypatch):
     archive, folder = placed(tmp_path, zipped({"a.wav": bytes(6000), "b.wav": bytes(6000)}))
-    monkeypatch.setattr(downloading, "LARGEST", 11_999)
+    monkeypatch.setattr(unpacking, "LARGEST", 11_999)
     with pytest.raises(UserError, match="12000 bytes when unpacked"):
         unpack(archive, folder, progress=False)
     archive.write_bytes(zipped({"a.wav": b"1", "./a.wav": b"2"}))
@@ -552,7 +554,7 @@ def test_an_unknown_corpus_is_answered_with_the_nearest():
 @pytest.fixture
 def run_here(home, monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs the command in this process, where nothing waits before a further try."""
-    monkeypatch.setattr(downloading, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.0)
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["download.py", *map(str, arguments)])

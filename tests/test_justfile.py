@@ -12,6 +12,7 @@ JUST = shutil.which("just", path=f"{PROJECT / '.venv/bin'}{os.pathsep}{os.enviro
 pytestmark = pytest.mark.skipif(JUST is None, reason="just is not installed")
 
 ARGUMENTS = {
+    "download": ["ravdess"],
     "verify": ["demo"], "metadata": ["demo"], "split": ["demo", "holdout"], "histogram": ["demo"],
     "prepare": ["demo"], "extract": ["demo", "logmel80"], "show": ["demo_ecapa"], "dry-run": ["demo_ecapa"],
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
