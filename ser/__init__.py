@@ -3,7 +3,7 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    errors, interrupts, files, progress, labels, audio, layers, dist, metrics, stats, losses, plots
-table     metadata, demo, corpora, splits, schemes, verify, preparing, votes, protocol, histogram
+table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, features, batches
 models    ecapa_tdnn

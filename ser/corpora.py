@@ -1,6 +1,7 @@
 """What each corpus is: the grammar of its file names, its official list, what is known to be odd."""
 
 import csv
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,7 +33,8 @@ class Corpus:
         title: for people.
         licence: its name.
         parse: clip name -> fields of ``metadata.Clip``, or None where the grammar does not match.
-        official: clip name -> ``Official`` of every clip of the distribution.
+        official: clip name -> ``Official`` of every clip of the distribution; empty where no list is published.
+        expected: number of clips of the distribution, where there is no list.
         left_out: clip name -> what it is, for recognised files that are not speech clips; else None.
         known_odd: clip name -> what is known about it; such clips are kept and flagged.
     """
@@ -44,6 +46,7 @@ class Corpus:
     official: Callable[[], dict[str, Official]]
     left_out: Callable[[str], str | None] = field(default=lambda name: None)
     known_odd: dict[str, str] = field(default_factory=dict)
+    expected: int = 0
 
 
 CREMA_D_EMOTIONS = {
@@ -197,10 +200,44 @@ def demo_official() -> dict[str, Official]:
     return {name: Official() for name in demo.clip_names()}
 
 
+EMODB = re.compile(r"(03|08|09|10|11|12|13|14|15|16)([ab]\d\d)([WLEAFTN])([a-z])")
+EMODB_EMOTIONS = {"W": "angry", "E": "disgust", "A": "fearful", "F": "happy", "T": "sad", "N": "neutral"}
+EMODB_MEN = ("03", "10", "11", "12", "15")
+
+
+def parse_emodb(name: str) -> Fields | None:
+    """Read ``03a01Wa``: speaker, text, emotion (initial of its German name), version."""
+    match = EMODB.fullmatch(name)
+    if match is None or match[3] not in EMODB_EMOTIONS:
+        return None
+    return {
+        "clip": name,
+        "speaker": match[1],
+        "sex": "male" if match[1] in EMODB_MEN else "female",
+        "emotion": EMODB_EMOTIONS[match[3]],
+        "intensity": "unspecified",
+        "statement": match[2],
+        "repetition": match[4],
+    }
+
+
+def emodb_left_out(name: str) -> str | None:
+    """Recognise boredom (Langeweile), which no other corpus has and the vocabulary does not know."""
+    match = EMODB.fullmatch(name)
+    return "boredom" if match and match[3] == "L" else None
+
+
+def listed_elsewhere(name: str) -> Fields | None:
+    """Return None: the clips of a custom corpus stand in its table, not in their names."""
+    return None
+
+
 CORPORA = {
     entry.name: entry
     for entry in (
         Corpus("crema_d", "CREMA-D", "ODbL 1.0", parse_crema_d, crema_d_official, known_odd=CREMA_D_ODD),
+        Corpus("custom", "custom corpus", "your own", listed_elsewhere, dict),
+        Corpus("emodb", "EmoDB", "free for research", parse_emodb, dict, emodb_left_out, expected=454),
         Corpus("demo", "built-in demo", "MIT", parse_demo, demo_official),
         Corpus(
             "ravdess", "RAVDESS speech", "CC BY-NC-SA 4.0",

@@ -128,17 +128,19 @@ def score(predictions: Predictions) -> dict[str, Any]:
     speakers = np.array(predictions.speakers)
     per_speaker = stats.speaker_confusions(speakers, references, predictions.answers, classes)
     recall = metrics.recalls(counts)
+    known = len(set(predictions.speakers) - {""})
+    reason = stats.interval_reason(known) if "" not in predictions.speakers else "the speakers are unknown"
     result: dict[str, Any] = {
         **metrics.figures(counts),
-        "ci95": stats.speaker_intervals(per_speaker),
+        "ci95": dict.fromkeys(metrics.FIGURES) if reason else stats.speaker_intervals(per_speaker),
         "n_clips": len(references),
-        "n_speakers": len(per_speaker),
+        "n_speakers": known,
         "labels": list(predictions.labels),
         "recall": {label: none_if_nan(value) for label, value in zip(predictions.labels, recall, strict=True)},
         "absent": [label for label, value in zip(predictions.labels, recall, strict=True) if np.isnan(value)],
         "confusion": counts.tolist(),
     }
-    if reason := stats.interval_reason(len(per_speaker)):
+    if reason:
         result["ci95_reason"] = reason
     if predictions.strict is not None:
         answers = np.array([index.get(label, classes) for label in predictions.strict], dtype=np.int64)

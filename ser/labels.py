@@ -2,13 +2,21 @@
 
 from ser.errors import UserError, nearest, some
 
-__all__ = ["CALM_POLICIES", "EMOTIONS", "LABEL_SETS", "label_set", "shared_labels"]
+__all__ = ["ALIASES", "CALM_POLICIES", "EMOTIONS", "LABEL_SETS", "label_set", "shared_labels"]
 
 # Every label set is a subset of these, in this order.
 EMOTIONS = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
 
 SIX = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
-LABEL_SETS = {"crema_d": SIX, "demo": SIX, "ravdess": EMOTIONS}
+# `custom` may hold any of the vocabulary; a class that does not occur has no weight and no recall.
+LABEL_SETS = {"crema_d": SIX, "custom": EMOTIONS, "demo": SIX, "emodb": SIX, "ravdess": EMOTIONS}
+
+# Other words for the same emotions, as tables of other people's corpora have them.
+ALIASES = {
+    "anger": "angry", "ang": "angry", "calmness": "calm", "disgusted": "disgust", "dis": "disgust", "fear": "fearful",
+    "fea": "fearful", "afraid": "fearful", "happiness": "happy", "hap": "happy", "joy": "happy", "neu": "neutral",
+    "sadness": "sad", "surprise": "surprised", "sur": "surprised",
+}  # fmt: skip
 
 # What calm means to a corpus or model that does not know it: `neutral` counts it as neutral,
 # `leave_out` drops calm clips and calm answers.

@@ -43,13 +43,13 @@ class Table:
     """The clips of a corpus that are at hand, and where their sound lies."""
 
     corpus: str
-    raw: Path
+    raw: Path  # a folder; for a custom corpus its table
     clips: tuple[Clip, ...]
     missing: int  # official clips that are not at hand
 
     def sound(self, clip: Clip) -> Path:
         """Return the path of a clip's sound file."""
-        return self.raw / clip.path
+        return (self.raw.parent if self.raw.suffix == ".csv" else self.raw) / clip.path
 
 
 def metadata_path(corpus: str) -> Path:
@@ -65,7 +65,7 @@ def raw_folder(corpus: str) -> Path:
     """
     local = corpus_folder(corpus) / "local.json"
     folder = Path(read_local(corpus)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(
             f"{folder}: no raw recordings of {corpus} here; say where they are: just raw=PATH prepare {corpus}"
         )
@@ -85,7 +85,7 @@ def read_local(corpus: str) -> dict[str, Any]:
 
 
 def remember_raw(corpus: str, raw: Path, missing: int) -> None:
-    """Remember on this machine where the recordings lie and how many official clips are not among them."""
+    """Remember on this machine where the recordings (or the table of a custom corpus) lie, and what is missing."""
     write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.resolve()), "missing": missing})
 
 
@@ -148,7 +148,7 @@ def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
         seen.add(clip.clip)
         if clip.emotion not in known:
             raise UserError(f"{where}: emotion '{clip.emotion}' is not of {corpus}{nearest(clip.emotion, known)}")
-        if not clip.speaker:
+        if not clip.speaker and corpus != "custom":
             raise UserError(f"{where}: the speaker is empty; speaker-independent figures need one")
         if clip.corpus != corpus:
             raise UserError(f"{where}: corpus is '{clip.corpus}', expected '{corpus}'")

@@ -27,23 +27,26 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
             f"{found.unmatched[0]}: no grammar of {corpus.title} matches this name "
             f"({len(found.unmatched)} such files); rename or move them away"
         )
-    official = corpus.official()
-    if foreign := [clip for clip in found.clips if clip not in official]:
+    if foreign := verify.foreign_clips(corpus, found):
         raise UserError(f"{found.clips[foreign[0]]}: not on the official list of {corpus.title}; move it away")
-    missing = [clip for clip in official if clip not in found.clips]
+    official = corpus.official()
+    missing = len([clip for clip in official if clip not in found.clips]) or max(0, corpus.expected - len(found.clips))
     if missing and not allow_missing:
+        named = [clip for clip in official if clip not in found.clips]
         raise UserError(
-            f"{raw}: {len(missing)} of {len(official)} clips are missing: {some(missing)}; "
+            f"{raw}: {missing} of {len(official) or corpus.expected} clips are missing"
+            f"{': ' + some(named) if named else ''}; "
             f"bring them, or go on without: just allow_missing=1 metadata {corpus.name}"
         )
-    speakers = demographics(raw)
-    parts = make_split(corpus.name, "holdout").of
+    speakers = demographics(raw) if corpus.name == "crema_d" else {}
+    parts = make_split(corpus.name, "holdout", list(found.fields.values())).of
+    folder = raw.parent if raw.is_file() else raw
     clips = []
     for name, path in sorted(found.clips.items()):
         info = audio.header(path)
-        fields = corpus.parse(path.stem) or {}
+        fields = found.fields[name]
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})
-        row |= {"path": path.relative_to(raw).as_posix(), "corpus": corpus.name, "split": parts.get(name, "")}
+        row |= {"path": path.relative_to(folder).as_posix(), "corpus": corpus.name, "split": parts.get(name, "")}
         row |= {"seconds": info.seconds, "sample_rate": info.sample_rate, "channels": info.channels}
         clips.append(Clip(**row))
-    return clips, len(missing)
+    return clips, missing

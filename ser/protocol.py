@@ -52,6 +52,12 @@ class Protocol:
         """The split as it lies on disk."""
         return splits.read_split(self.corpus, self.scheme)
 
+    @property
+    def tags(self) -> list[str]:
+        """What a reader must know of every figure made with this protocol."""
+        tags = [] if self.split.speaker_independent else ["speaker-dependent"]
+        return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
+
     @cached_property
     def votes(self) -> dict[str, Votes]:
         """The raters' votes for the clips at hand; empty where the corpus or this machine has none."""

@@ -238,13 +238,12 @@ def raters(protocol: Protocol, clips: Sequence[Clip]) -> dict[str, float] | None
 
 def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    tags = [] if experiment.protocol.split.speaker_independent else ["speaker-dependent"]
-    return tags if finished else [*tags, "unfinished"]
+    return experiment.protocol.tags + ([] if finished else ["unfinished"])
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip]) -> None:
     """Raise a UserError where a speaker to be scored is among those that the model was trained on."""
-    if not model.experiment.protocol.split.speaker_independent:
+    if model.experiment.protocol.tags:
         return
     leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]))
     if leaking:
@@ -263,7 +262,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "hours": round(max((line["hours"] for line in log if "hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "trained_on": model.experiment.protocol.describe(),
-        "speaker_independent": model.experiment.protocol.split.speaker_independent,
+        "speaker_independent": not model.experiment.protocol.tags,
     }
 
 
@@ -304,7 +303,7 @@ def cross_validate(
         "run": cv_folder.name,
         "hours": round(sum(result["hours"] for result in results), 3),
         "trained_on": f"{protocol.corpus} {protocol.scheme}, each fold on the others",
-        "speaker_independent": protocol.split.speaker_independent,
+        "speaker_independent": not protocol.tags,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
         "fold": None,

@@ -8,29 +8,34 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ser.corpora import Fields
 from ser.corpora import corpus as corpus_named
 from ser.errors import UserError, nearest
 from ser.splits import PARTS, UNUSED, Split, published, schemes
 
 __all__ = ["make_split", "official_clips"]
 
+FEWEST = 3  # speakers that a scheme needs
 CANDIDATES = 200  # seeds tried for the schemes of our own
 HELD_OUT = 0.1  # share of the speakers in each of the validation and test parts of `holdout`
 KFOLD = re.compile(r"kfold([3-9]|[1-9][0-9])")
 CAVEAT = "independent of the speaker, not of the text: every part repeats the corpus's statements"
 
 
-def make_split(corpus: str, scheme: str) -> Split:
-    """Compute a scheme over the official list of ``corpus``.
+def make_split(corpus: str, scheme: str, at_hand: Sequence[Fields] = ()) -> Split:
+    """Compute a scheme over the official list of ``corpus``, or over the clips at hand where it has none.
 
     Args:
         corpus: its name.
         scheme: one of ``schemes(corpus)``, or ``kfold<k>`` for any k from 3.
+        at_hand: the clips, for a corpus without an official list.
 
     Raises:
         UserError: an unknown corpus or scheme.
     """
-    official = official_clips(corpus)
+    official = official_clips(corpus) or [one_speaker_a_clip(clip) for clip in at_hand]
+    if len({clip["speaker"] for clip in official}) < FEWEST:
+        raise UserError(f"{corpus}: fewer than {FEWEST} speakers at hand; no part could be held out")
     if scheme == "holdout":
         return by_speaker(corpus, scheme, "part", official, holdout(official), "GroupShuffleSplit 80/10/10 by speaker")
     if scheme == "holdout_text":
@@ -50,6 +55,11 @@ def make_split(corpus: str, scheme: str) -> Split:
     return by_speaker(corpus, scheme, column, official, speakers, source, note)
 
 
+def one_speaker_a_clip(clip: Fields) -> Fields:
+    """Let a clip whose speaker is unknown be split by itself; its figures are tagged."""
+    return clip if clip["speaker"] else {**clip, "speaker": f"clip {clip['clip']}"}
+
+
 def by_clip(clips: Sequence[str], test: set[str]) -> dict[str, str]:
     """Return clip -> part for a published list of test clips; every tenth of the others, sorted, validates."""
     rest = sorted(set(clips) - test)
@@ -62,7 +72,7 @@ def by_speaker(
     corpus: str,
     scheme: str,
     column: str,
-    official: Sequence[dict[str, str]],
+    official: Sequence[Fields],
     group_of: Mapping[str, str],
     source: str,
     note: str = "",
@@ -72,14 +82,14 @@ def by_speaker(
     return Split(corpus, scheme, column, of, True, source, note or CAVEAT)
 
 
-def official_clips(corpus: str) -> list[dict[str, str]]:
+def official_clips(corpus: str) -> list[Fields]:
     """Return the fields that the names of the official list tell."""
     entry = corpus_named(corpus)
     parsed = (entry.parse(name) for name in entry.official())
     return [clip for clip in parsed if clip is not None]
 
 
-def holdout(clips: Sequence[dict[str, str]]) -> dict[str, str]:
+def holdout(clips: Sequence[Fields]) -> dict[str, str]:
     """Return speaker -> part: nested group shuffles, 80/10/10, the best of ``CANDIDATES`` seeds.
 
     Best is the smallest largest deviation of a part's class and sex proportions from the whole corpus's;
@@ -103,7 +113,7 @@ def holdout(clips: Sequence[dict[str, str]]) -> dict[str, str]:
     return {name: PARTS[index] for name, index in zip(names, part, strict=True)}
 
 
-def kfold(clips: Sequence[dict[str, str]], folds: int) -> dict[str, str]:
+def kfold(clips: Sequence[Fields], folds: int) -> dict[str, str]:
     """Return speaker -> fold "1".."k", of sizes as equal as can be; the best of ``CANDIDATES`` shuffles."""
     names, counts = speaker_table(clips)
 
@@ -117,7 +127,7 @@ def kfold(clips: Sequence[dict[str, str]], folds: int) -> dict[str, str]:
     return {name: str(index + 1) for name, index in zip(names, fold, strict=True)}
 
 
-def speaker_and_text(corpus: str, official: Sequence[dict[str, str]]) -> Split:
+def speaker_and_text(corpus: str, official: Sequence[Fields]) -> Split:
     """Split by speaker *and* statement: no part shares either with the training part.
 
     Speakers are those of ``holdout``. A fifth of the statements is held out from training; where there are
@@ -140,7 +150,7 @@ def speaker_and_text(corpus: str, official: Sequence[dict[str, str]]) -> Split:
     )
 
 
-def speaker_table(clips: Sequence[dict[str, str]]) -> tuple[list[str], np.ndarray]:
+def speaker_table(clips: Sequence[Fields]) -> tuple[list[str], np.ndarray]:
     """Return the sorted speakers and their counts [S, classes + sexes]."""
     columns = sorted({clip["emotion"] for clip in clips}) + sorted({clip["sex"] for clip in clips})
     index = {column: number for number, column in enumerate(columns)}

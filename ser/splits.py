@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ser.corpora import corpus as corpus_named
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
 from ser.labels import label_set
@@ -61,7 +60,8 @@ class Split:
 
 def schemes(corpus: str) -> list[str]:
     """Return the schemes that ``prepare`` makes of ``corpus``: our own, then the published ones."""
-    return [*OWN_SCHEMES, *sorted(path.stem for path in scheme_folder(corpus).glob("*.json"))]
+    own = OWN_SCHEMES if corpus != "custom" else ("holdout", "kfold5")  # whose statements may be unknown
+    return [*own, *sorted(path.stem for path in scheme_folder(corpus).glob("*.json"))]
 
 
 def published(corpus: str, scheme: str) -> dict:
@@ -159,7 +159,8 @@ def select(
         if part_of[clip.clip] != UNUSED:
             parts[part_of[clip.clip]].append(clip)
     if speaker_independent:
-        check_leaks({part: (clip.speaker for clip in members) for part, members in parts.items()}, where)
+        known = {part: (clip.speaker for clip in members if clip.speaker) for part, members in parts.items()}
+        check_leaks(known, where)
     return parts
 
 
@@ -177,14 +178,12 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
         )
 
 
-def summary(split: Split) -> list[tuple[str, int, int]]:
+def summary(split: Split, speaker_of: Mapping[str, str]) -> list[tuple[str, int, int]]:
     """Return (part or fold, clips, speakers) of each group of a split."""
-    parse = corpus_named(split.corpus).parse
     clips = Counter(split.of.values())
     speakers: dict[str, set[str]] = {}
     for clip, group in split.of.items():
-        fields = parse(clip)
-        speakers.setdefault(group, set()).add(fields["speaker"] if fields else "")
+        speakers.setdefault(group, set()).add(speaker_of[clip])
     order = (*PARTS, UNUSED) if split.column == "part" else sorted(clips, key=int)
     return [(group, clips[group], len(speakers.get(group, ()))) for group in order if group in clips]
 

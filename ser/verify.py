@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ser import audio
-from ser.corpora import Corpus, Official
+from ser import audio, custom
+from ser.corpora import Corpus, Fields, Official
 from ser.errors import UserError, some
 from ser.progress import cores
 from ser.progress import progress as progress_bar
@@ -30,12 +30,14 @@ class Found:
 
     Attributes:
         clips: clip name -> file.
+        fields: clip name -> what its name, or the table of a custom corpus, tells.
         left_out: what a file is (song, video) -> how many were left out.
         unmatched: sound files whose name no grammar matches.
         doubled: files that repeat a clip already found, byte for byte.
     """
 
     clips: dict[str, Path] = field(default_factory=dict)
+    fields: dict[str, Fields] = field(default_factory=dict)
     left_out: Counter = field(default_factory=Counter)
     unmatched: list[Path] = field(default_factory=list)
     doubled: list[Path] = field(default_factory=list)
@@ -47,6 +49,8 @@ def find_sound(corpus: Corpus, raw: Path) -> Found:
     Raises:
         UserError: no such folder, no clip in it, or two different files of one clip.
     """
+    if corpus.name == "custom":
+        return Found(*custom.read_clips(raw))
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; expected the raw recordings of {corpus.title}")
     found = Found()
@@ -66,12 +70,12 @@ def find_sound(corpus: Corpus, raw: Path) -> Found:
             if first.read_bytes() != path.read_bytes():
                 raise UserError(f"{path}: a second file of clip '{fields['clip']}', beside {first}; keep one of them")
             found.doubled.append(path)
+        else:
+            found.fields[fields["clip"]] = fields
     if not found.clips:
         other = f" (but {some(found.unmatched, 3)})" if found.unmatched else ""
-        raise UserError(
-            f"{raw}: no sound file of {corpus.title} here{other}; expected names such as "
-            f"{next(iter(corpus.official()))}{audio.SOUND_SUFFIXES[0]}"
-        )
+        example = next(iter(corpus.official()), "03a01Wa")
+        raise UserError(f"{raw}: no sound file of {corpus.title} here{other}; expected names such as {example}.wav")
     return found
 
 
@@ -178,7 +182,7 @@ def check(corpus: Corpus, raw: Path, allow_missing: bool = False, progress: bool
         bar = progress_bar(jobs, f"verify {corpus.name}", len(found.clips), shown=progress)
         findings = {finding.clip: finding for finding in bar}
     missing = [clip for clip in official if clip not in found.clips]
-    report = Report(corpus.name, raw, len(official), found, findings, missing)
+    report = Report(corpus.name, raw, len(official) or corpus.expected or len(findings), found, findings, missing)
     judge(report, corpus, allow_missing)
     return report
 
@@ -191,10 +195,18 @@ def judge(report: Report, corpus: Corpus, allow_missing: bool) -> None:
         f"{path}: no grammar of {corpus.title} matches this name; rename it or move it away"
         for path in report.found.unmatched
     ]
-    if foreign := [clip for clip in report.findings if clip not in corpus.official()]:
+    if foreign := foreign_clips(corpus, report.found):
         report.errors.append(
             f"{len(foreign)} clips are not on the official list of {corpus.title}: {some(foreign)}; move them away"
         )
+    if corpus.expected and len(report.findings) != corpus.expected:
+        text = f"{len(report.findings)} clips, expected {corpus.expected} of {corpus.title}"
+        if allow_missing:
+            report.notes.append(text)
+        else:
+            report.errors.append(f"{text}; bring the others, or go on: just allow_missing=1 verify {corpus.name}")
+    if unknown := sum(not fields["speaker"] for fields in report.found.fields.values()):
+        report.notes.append(f"{unknown} clips without a speaker: no speaker-independent figure can be made with them")
     if report.missing:
         text = f"{len(report.missing)} of {report.official} clips are missing: {some(report.missing)}"
         if allow_missing:
@@ -211,6 +223,12 @@ def judge(report: Report, corpus: Corpus, allow_missing: bool) -> None:
     report.notes += [f"identical sound, kept: {some(group)}" for group in duplicates(findings)]
     odd = {clip: why for clip, why in corpus.known_odd.items() if clip in report.findings}
     report.notes += [f"known: {clip}: {why}" for clip, why in sorted(odd.items())]
+
+
+def foreign_clips(corpus: Corpus, found: Found) -> list[str]:
+    """Return the clips that are not on a corpus's official list, where it has one."""
+    official = corpus.official()
+    return [clip for clip in found.clips if official and clip not in official]
 
 
 def duplicates(findings: Iterable[Finding]) -> list[list[str]]:

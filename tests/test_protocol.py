@@ -54,6 +54,15 @@ def test_each_fold_tests_other_speakers_and_validates_on_the_next(prepared_home)
         assert speakers(protocol, "train") == everyone - tested[number] - tested[(number + 1) % 6]
 
 
+def test_odd_clips_can_be_dropped_and_a_wrong_name_is_refused(prepared_home):
+    odd = Protocol("crema_d", "tfds").table.clips[0].clip
+    dropped = Protocol("crema_d", "tfds", drop=[odd])
+    assert odd not in {clip.clip for part in PARTS for clip in dropped.part(part)}
+    assert len(dropped.table.clips) == len(Protocol("crema_d", "tfds").table.clips) - 1
+    with pytest.raises(UserError, match="not at hand: 9999_XXX"):
+        Protocol("crema_d", "tfds", drop=["9999_XXX"]).part("train")
+
+
 def test_the_description_says_corpus_scheme_and_fold():
     assert Protocol("ravdess", "emobox6", 1).describe() == "ravdess emobox6 fold 1"
     assert Protocol("crema_d", "tfds").describe() == "crema_d tfds"

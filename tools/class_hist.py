@@ -8,7 +8,7 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
     corpus = parser.parse_args().corpus
 
     from ser import histogram, metadata

@@ -10,7 +10,7 @@ from ser.labels import CALM_POLICIES
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="name of a run in outputs/, a path, or last")
-    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
     parser.add_argument(
         "--calm", default=CALM_POLICIES[0], help="calm, where one side lacks it, counts as `neutral` or is `leave_out`"
     )

@@ -1,6 +1,7 @@
 """Phase 1: write data/<corpus>/splits/<scheme>.csv, speaker-independent, and say what is in it."""
 
 import argparse
+from dataclasses import asdict
 
 from ser.errors import tool
 
@@ -8,16 +9,21 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help="all schemes of the corpus by default")
     arguments = parser.parse_args()
 
-    from ser import schemes, splits
+    from ser import corpora, metadata, schemes, splits
 
     names = arguments.schemes or splits.schemes(arguments.corpus)
-    for split in [schemes.make_split(arguments.corpus, name) for name in names]:  # all are made before one is written
+    entry = corpora.corpus(arguments.corpus)
+    at_hand = [] if entry.official() else [asdict(clip) for clip in metadata.read_table(entry.name).clips]
+    speakers = {clip["clip"]: clip["speaker"] for clip in at_hand or schemes.official_clips(entry.name)}
+    made = [schemes.make_split(entry.name, name, at_hand) for name in names]  # all, before one is written
+    for split in made:
         path = splits.write_split(split)
-        groups = "; ".join(f"{name} {clips} clips of {who} speakers" for name, clips, who in splits.summary(split))
+        counts = splits.summary(split, speakers)
+        groups = "; ".join(f"{name} {clips} clips of {who} speakers" for name, clips, who in counts)
         print(f"{path}\n  {split.column}s: {groups}\n  source: {split.source}\n  sha256: {split.sha256}")
         if split.note:
             print(f"  note: {split.note}")

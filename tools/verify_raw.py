@@ -9,11 +9,11 @@ from ser.errors import UserError, tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess or demo")
+    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
     parser.add_argument(
         "--raw",
         type=lambda text: Path(text).expanduser(),
-        help="folder with the recordings; remembered from the last time by default",
+        help="folder with the recordings (custom: its CSV); remembered from the last time by default",
     )
     parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
     arguments = parser.parse_args()

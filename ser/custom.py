@@ -1,0 +1,48 @@
+"""A corpus of your own: any CSV with a path and an emotion a row, better with a speaker too."""
+
+from pathlib import Path
+
+from ser.errors import UserError, nearest
+from ser.files import read_csv
+from ser.labels import ALIASES, EMOTIONS
+
+__all__ = ["read_clips"]
+
+OPTIONAL = ("speaker", "sex", "age", "race", "ethnicity", "intensity", "statement", "repetition")
+
+
+def read_clips(table: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
+    """Read a table of clips; paths are relative to its folder.
+
+    Needed columns: ``path`` and ``emotion`` (of ``labels.EMOTIONS``, or another word for one of them). Known
+    columns: ``speaker``, ``sex``, ``age``, ``race``, ``ethnicity``, ``intensity``, ``statement``, ``repetition``;
+    others are passed over. The name of a clip is its path without the ending, slashes as underscores.
+
+    Returns:
+        (clip -> file, clip -> fields of ``metadata.Clip``).
+
+    Raises:
+        UserError: not a table, an unknown emotion, a path that climbs out of the folder, a clip twice, no row.
+    """
+    if table.suffix.lower() != ".csv":
+        raise UserError(f"{table}: expected a CSV with the columns path and emotion, better with speaker too")
+    clips: dict[str, Path] = {}
+    fields: dict[str, dict[str, str]] = {}
+    for line, row in read_csv(table, ("path", "emotion")):
+        where = f"{table}: line {line}"
+        path = Path(row["path"].strip())
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{where}: path '{row['path']}'; expected one below the folder of the table")
+        word = row["emotion"].strip().lower()
+        emotion = ALIASES.get(word, word)
+        if emotion not in EMOTIONS:
+            raise UserError(f"{where}: emotion '{row['emotion']}' is unknown{nearest(word, [*EMOTIONS, *ALIASES])}")
+        name = "_".join(path.with_suffix("").parts)
+        if name in clips:
+            raise UserError(f"{where}: clip '{name}' stands twice; keep one row of each clip")
+        clips[name] = table.parent / path
+        known = {column: (row.get(column) or "").strip() for column in OPTIONAL}
+        fields[name] = {"clip": name, "emotion": emotion, **known}
+    if not clips:
+        raise UserError(f"{table}: no row below the header; expected a row a clip")
+    return clips, fields

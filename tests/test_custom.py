@@ -1,0 +1,144 @@
+"""Corpora without an official list: EmoDB by its names, and any table of one's own."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from conftest import command, one_error_line
+from corpus_factory import synthetic_sound
+
+from ser import audio, config, runs, verify
+from ser.corpora import corpus, emodb_left_out, parse_emodb
+from ser.custom import read_clips
+from ser.errors import UserError
+from ser.files import read_json
+
+SMALL = [
+    "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
+    "train/batch_size = 8",
+]  # fmt: skip
+WORDS = {"Anger": "angry", "joy": "happy", " SAD ": "sad"}
+
+
+def own_corpus(folder: Path, speakers: bool = True) -> Path:
+    """Write 60 clips of ten speakers in folders of their own, and a table of them; return the table."""
+    lines = ["file_id,path,emotion" + (",speaker" if speakers else "")]
+    for number in range(60):
+        word = list(WORDS)[number % 3]
+        path = f"people/p{number % 10}/clip {number}.wav"
+        audio.write(folder / path, synthetic_sound(f"c{number}", WORDS[word], 0.6))
+        lines.append(f"{number},{path},{word}" + (f",p{number % 10}" if speakers else ""))
+    table = folder / "table.csv"
+    table.write_text("\r\n".join(lines) + "\r\n")
+    return table
+
+
+def phases(corpus_name: str, raw: Path) -> None:
+    """Run the tools from verification to features."""
+    for arguments in (
+        ("verify_raw.py", corpus_name, "--raw", raw), ("build_csv.py", corpus_name, "--raw", raw),
+        ("make_split.py", corpus_name), ("class_hist.py", corpus_name), ("extract.py", corpus_name, "logmel80"),
+    ):  # fmt: skip
+        done = command(*arguments)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+
+
+def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
+    phases("custom", own_corpus(tmp_path / "mine"))
+    rows = list(csv.DictReader((home / "data/custom/metadata.csv").open()))
+    assert len(rows) == 60
+    assert {row["emotion"] for row in rows} == {"angry", "happy", "sad"}
+    assert {row["clip"] for row in rows} >= {"people_p3_clip 3"}
+    experiment, run = runs.create(config.load("custom_ecapa", SMALL))
+    assert runs.train(experiment, run, progress=False)
+    _, metrics = runs.evaluate("last", progress=False)
+    assert metrics["speaker_independent"] is True
+    assert metrics["tags"] == []
+    assert metrics["absent"] == ["calm", "disgust", "fearful", "neutral", "surprised"]
+
+
+def test_without_speakers_every_figure_says_so(home, tmp_path):
+    phases("custom", own_corpus(tmp_path / "mine", speakers=False))
+    assert "60 clips without a speaker" in " ".join(read_json(home / "data/custom/verify.json")["notes"])
+    experiment, run = runs.create(config.load("custom_ecapa", SMALL))
+    assert runs.train(experiment, run, progress=False)
+    _, metrics = runs.evaluate("last", progress=False)
+    assert metrics["speaker_independent"] is False
+    assert metrics["tags"] == ["speakers-unknown"]
+    assert metrics["ci95"]["uar"] is None
+    assert metrics["ci95_reason"] == "the speakers are unknown"
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("file,label\na.wav,happy\n", "line 1: the header lacks"),
+        ("path,emotion\n", "no row below the header"),
+        ("path,emotion\na.wav,hapy\n", "line 2: emotion 'hapy' is unknown; did you mean 'happy'?"),
+        ("path,emotion\na.wav,happy\n../b.wav,sad\n", "line 3: path '../b.wav'; expected one below"),
+        ("path,emotion\n/etc/a.wav,happy\n", "expected one below the folder"),
+        ("path,emotion\n,happy\n", "line 2: path ''"),
+        ("path,emotion\na.wav,happy\na.flac,sad\n", "line 3: clip 'a' stands twice"),
+        ('path,emotion\n"a.wav,happy\n', "not a CSV file"),
+        ("path,emotion\na.wav\n", "line 2: expected 2 fields"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_line(rows, says, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text(rows)
+    with pytest.raises(UserError) as caught:
+        read_clips(table)
+    assert says in str(caught.value)
+    assert str(table) in str(caught.value)
+
+
+def test_one_bad_row_among_many_is_named_by_its_line(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [f"{number}.wav,happy" for number in range(100_000)]
+    rows[77_777] = "77777.wav,hapy"
+    table.write_text("path,emotion\n" + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="line 77779: emotion 'hapy'"):
+        read_clips(table)
+
+
+def test_latin1_and_missing_sound_end_with_one_line(home, tmp_path):
+    table = own_corpus(tmp_path / "mine")
+    (tmp_path / "mine/people/p3/clip 3.wav").unlink()
+    assert "ERROR" in command("verify_raw.py", "custom", "--raw", table).stdout
+    assert "clip 3.wav: no such file" in one_error_line(command("build_csv.py", "custom", "--raw", table))
+    table.write_bytes(table.read_bytes() + "m\xfcde.wav,sad,p1,\n".encode("latin-1"))
+    assert "line 62: not UTF-8" in one_error_line(command("build_csv.py", "custom", "--raw", table))
+    assert "expected a CSV" in one_error_line(command("verify_raw.py", "custom", "--raw", tmp_path))
+
+
+def test_emodb_names():
+    clip = parse_emodb("03a01Wa")
+    assert (clip["speaker"], clip["sex"], clip["emotion"], clip["statement"], clip["repetition"]) == (
+        "03", "male", "angry", "a01", "a",
+    )  # fmt: skip
+    emotions = {letter: parse_emodb(f"16b10{letter}b")["emotion"] for letter in "WEAFTN"}
+    assert emotions == {"W": "angry", "E": "disgust", "A": "fearful", "F": "happy", "T": "sad", "N": "neutral"}
+    assert emodb_left_out("08a02Lb") == "boredom"
+    assert parse_emodb("08a02Lb") is None
+    for name in ("07a01Wa", "03c01Wa", "03a1Wa", "03a01Xa", "03a01W", "s01_angry_t1_r1"):
+        assert parse_emodb(name) is None
+        assert emodb_left_out(name) is None
+
+
+def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
+    raw = tmp_path / "wav"
+    for speaker in ("03", "08", "09", "10", "11"):
+        for letter in "WLEAFTN":
+            audio.write(raw / f"{speaker}a01{letter}a.wav", synthetic_sound(speaker + letter, "sad", 0.5))
+    report = verify.check(corpus("emodb"), raw, progress=False)
+    assert report.found.left_out == {"boredom": 5}
+    assert any("30 clips, expected 454" in error for error in report.errors)
+    assert "30 clips, expected 454" in " ".join(verify.check(corpus("emodb"), raw, True, progress=False).notes)
+    assert "424 of 454 clips are missing" in one_error_line(command("build_csv.py", "emodb", "--raw", raw))
+    assert command("build_csv.py", "emodb", "--raw", raw, "--allow-missing").returncode == 0
+    assert command("make_split.py", "emodb").returncode == 0
+    parts = {row["fold"] for row in csv.DictReader((home / "data/emodb/splits/kfold5.csv").open())}
+    assert parts == {"1", "2", "3", "4", "5"}
+    assert command("extract.py", "emodb", "logmel80").returncode == 0
+    done = command("train.py", "--dry-run", "emodb_ecapa", *SMALL)
+    assert "all finite" in done.stdout, done.stderr
