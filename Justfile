@@ -169,7 +169,7 @@ fmt: _install
     @'{{ root }}/.venv/bin/ruff' format .
     @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
 
-# measure against what a user would pick instead: training, startup
+# measure against what a user would pick instead: data, startup, training
 [group('upkeep')]
 [no-cd]
 bench NAME: _install

@@ -1,5 +1,6 @@
 """Benchmarks: ours against what a user would pick instead, interleaved in one run, as a ratio of medians."""
 
+import json
 import platform
 import statistics
 import subprocess
@@ -114,7 +115,68 @@ def training() -> list[Row]:
     return [compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.05, repeats=5)]
 
 
-BENCHMARKS = {"startup": startup, "training": training}
+DATA_SIZES = (10_000, 100_000, 1_000_000)  # clips of the synthetic tables
+DATA_SECONDS, DATA_GIB = 30.0, 2.0  # allowed for the largest
+
+
+def data() -> list[Row]:
+    """Time table, splits, leak check and histogram of synthetic corpora, each in a process of its own.
+
+    The peer of the first two rows is what is allowed; that of the last is growth in proportion to the clips.
+    """
+    code = "from ser.benchmarks import data_phase; import sys; data_phase(int(sys.argv[1]))"
+    measured = []
+    for size in DATA_SIZES:
+        done = subprocess.run([sys.executable, "-c", code, str(size)], check=True, capture_output=True, text=True)
+        measured.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"{size:>9,} clips: {measured[-1]['seconds']:.1f} s, {measured[-1]['gib']:.2f} GiB")
+    (_, middle, last), (_, fewer, more) = measured, DATA_SIZES
+    grown = (last["seconds"] / middle["seconds"]) / (more / fewer)
+    return [
+        limited("table, splits, leak check, histogram of 1 000 000 clips, s", last["seconds"], DATA_SECONDS),
+        limited("the same: peak memory, GiB", last["gib"], DATA_GIB),
+        limited("growth from 100 000 to 1 000 000 clips, in tens", grown, 1.2),
+    ]
+
+
+def limited(what: str, ours: float, allowed: float) -> Row:
+    """Return a row that compares a figure with what is allowed."""
+    return Row(what, ours, allowed, ours / allowed, "lower", 1.0, ours <= allowed)
+
+
+def data_phase(size: int) -> None:
+    """Take a synthetic corpus of ``size`` clips through phase 1, sound apart, and print seconds and peak memory."""
+    import os
+    import resource
+
+    from ser import custom, histogram, metadata, schemes, splits
+    from ser.labels import EMOTIONS
+
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SER_HOME"] = home
+        source = Path(home) / "table.csv"
+        lines = (f"s{i % 2000}/c{i}.wav,{EMOTIONS[i * 7 % 8]},s{i % 2000},{'fm'[i % 2]}\n" for i in range(size))
+        source.write_text("path,emotion,speaker,sex\n" + "".join(lines))
+        started = time.perf_counter()
+        _, fields = custom.read_clips(source)
+        names = list(fields)
+        empty = dict.fromkeys(metadata.COLUMNS, "") | {"corpus": "custom", "seconds": 2.0}
+        empty |= {"sample_rate": 16_000, "channels": 1}
+        table = [metadata.Clip(**empty | fields[name] | {"path": f"{name}.wav"}) for name in names]
+        metadata.write_table("custom", table)
+        metadata.remember_raw("custom", source, 0)
+        for scheme in ("holdout", "kfold5"):
+            splits.write_split(schemes.make_split("custom", scheme, list(fields.values())))
+        del fields, table
+        read = metadata.read_table("custom")
+        splits.select(read.clips, splits.parts_of(splits.read_split("custom", "holdout"), None), "holdout")
+        histogram.text(read)
+        seconds = time.perf_counter() - started
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes, on Linux
+    print(json.dumps({"seconds": seconds, "gib": gib}))
+
+
+BENCHMARKS = {"data": data, "startup": startup, "training": training}
 
 
 def run(name: str) -> tuple[Path, list[Row]]:

@@ -29,20 +29,24 @@ def read_clips(table: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]
     clips: dict[str, Path] = {}
     fields: dict[str, dict[str, str]] = {}
     for line, row in read_csv(table, ("path", "emotion")):
-        where = f"{table}: line {line}"
-        path = Path(row["path"].strip())
-        if not path.name or path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{where}: path '{row['path']}'; expected one below the folder of the table")
+        path = row["path"].strip()
+        parts = path.split("/")
+        if not parts[-1] or path.startswith("/") or ".." in parts:
+            raise UserError(f"{table}: line {line}: path '{path}'; expected one below the folder of the table")
         word = row["emotion"].strip().lower()
         emotion = ALIASES.get(word, word)
         if emotion not in EMOTIONS:
-            raise UserError(f"{where}: emotion '{row['emotion']}' is unknown{nearest(word, [*EMOTIONS, *ALIASES])}")
-        name = "_".join(path.with_suffix("").parts)
-        if name in clips:
-            raise UserError(f"{where}: clip '{name}' stands twice; keep one row of each clip")
-        clips[name] = table.parent / path
-        known = {column: (row.get(column) or "").strip() for column in OPTIONAL}
-        fields[name] = {"clip": name, "emotion": emotion, **known}
+            hint = nearest(word, [*EMOTIONS, *ALIASES])
+            raise UserError(f"{table}: line {line}: emotion '{row['emotion']}' is unknown{hint}")
+        name = "_".join(part for part in path.rpartition(".")[0].split("/") if part not in ("", "."))
+        if name in fields:
+            raise UserError(f"{table}: line {line}: clip '{name}' stands twice; keep one row of each clip")
+        clips[name] = Path(table.parent, path)
+        fields[name] = {
+            "clip": name,
+            "emotion": emotion,
+            **{column: row.get(column, "").strip() for column in OPTIONAL},
+        }
     if not clips:
         raise UserError(f"{table}: no row below the header; expected a row a clip")
     return clips, fields

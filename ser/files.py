@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -131,37 +132,37 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); remove it and make it again") from error
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write rows as CSV with a header and LF endings, whole or not at all."""
-    import io
-
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object] | tuple]) -> None:
+    """Write rows, by column or as tuples in the order of the columns, as CSV with LF endings, whole or not at all."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(row if isinstance(row, tuple) else [row[column] for column in columns] for row in rows)
     write_text(path, buffer.getvalue())
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row) of a CSV file whose header holds at least ``columns``.
+    """Yield (line number, row) of a CSV file whose header holds at least ``columns``; empty lines are passed over.
 
     Raises:
         UserError: the file is missing, is not UTF-8, its header lacks a column, or a row has the wrong length.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in columns if column not in (reader.fieldnames or [])]
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            missing = [column for column in columns if column not in header]
             if missing:
                 raise UserError(
                     f"{path}: line 1: the header lacks {some_columns(missing)}; expected {','.join(columns)}"
                 )
+            width = len(header)
             for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}: line {reader.line_num}: expected {len(reader.fieldnames or [])} fields; mend the line"
-                    )
-                yield reader.line_num, row
+                if len(row) != width:
+                    if not row:
+                        continue
+                    raise UserError(f"{path}: line {reader.line_num}: expected {width} fields; mend the line")
+                yield reader.line_num, dict(zip(header, row, strict=True))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:

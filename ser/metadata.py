@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:
     """Validate and write the metadata of a corpus, sorted by clip; return its path."""
     validate(metadata_path(corpus), corpus, clips)
-    rows = [asdict(replace(clip, seconds=round(clip.seconds, 4))) for clip in sorted(clips, key=lambda c: c.clip)]
-    write_csv(metadata_path(corpus), COLUMNS, rows)
+    values = attrgetter(*COLUMNS)
+    write_csv(metadata_path(corpus), COLUMNS, map(values, sorted(clips, key=attrgetter("clip"))))
     return metadata_path(corpus)
 
 
@@ -126,13 +127,12 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
 
 def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:
     """Turn a row of text into a ``Clip``."""
-    values: dict[str, Any] = {column: row[column] for column in COLUMNS}
+    values: list[Any] = [row[column] for column in COLUMNS]
+    *texts, seconds, sample_rate, channels = values
     try:
-        values |= {"seconds": float(row["seconds"])}
-        values |= {column: int(row[column]) for column in ("sample_rate", "channels")}
+        return Clip(*texts, float(seconds), int(sample_rate), int(channels))
     except ValueError as error:
         raise UserError(f"{path}: line {line}: seconds, sample_rate and channels must be numbers ({error})") from error
-    return Clip(**values)
 
 
 def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
@@ -142,19 +142,25 @@ def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
     known = label_set(corpus)
     seen: set[str] = set()
     for number, clip in enumerate(clips, start=2):
-        where = f"{path}: line {number}: clip '{clip.clip}'"
-        if clip.clip in seen:
-            raise UserError(f"{where} stands twice; keep one row of each clip")
+        if fault := fault_of(clip, corpus, known, seen):
+            raise UserError(f"{path}: line {number}: clip '{clip.clip}'{fault}")
         seen.add(clip.clip)
-        if clip.emotion not in known:
-            raise UserError(f"{where}: emotion '{clip.emotion}' is not of {corpus}{nearest(clip.emotion, known)}")
-        if not clip.speaker and corpus != "custom":
-            raise UserError(f"{where}: the speaker is empty; speaker-independent figures need one")
-        if clip.corpus != corpus:
-            raise UserError(f"{where}: corpus is '{clip.corpus}', expected '{corpus}'")
-        if not (math.isfinite(clip.seconds) and clip.seconds > 0):
-            raise UserError(f"{where}: seconds is {clip.seconds}; expected a length above 0")
-        if Path(clip.clip).name != clip.clip:
-            raise UserError(f"{where}: the name holds a folder; expected a file name without its ending")
-        if clip.path.startswith("/") or ".." in Path(clip.path).parts:
-            raise UserError(f"{where}: path '{clip.path}' leaves the raw folder; expected one relative to it")
+
+
+def fault_of(clip: Clip, corpus: str, known: Sequence[str], seen: set[str]) -> str:
+    """Say what is wrong with a row; empty where nothing is."""
+    if clip.clip in seen:
+        return " stands twice; keep one row of each clip"
+    if clip.emotion not in known:
+        return f": emotion '{clip.emotion}' is not of {corpus}{nearest(clip.emotion, known)}"
+    if not clip.speaker and corpus != "custom":
+        return ": the speaker is empty; speaker-independent figures need one"
+    if clip.corpus != corpus:
+        return f": corpus is '{clip.corpus}', expected '{corpus}'"
+    if not 0 < clip.seconds < math.inf:
+        return f": seconds is {clip.seconds}; expected a length above 0"
+    if "/" in clip.clip or clip.clip in ("", ".", ".."):
+        return ": the name holds a folder; expected a file name without its ending"
+    if clip.path.startswith("/") or ".." in clip.path.split("/"):
+        return f": path '{clip.path}' leaves the raw folder; expected one relative to it"
+    return ""

@@ -152,13 +152,14 @@ def speaker_and_text(corpus: str, official: Sequence[Fields]) -> Split:
 
 def speaker_table(clips: Sequence[Fields]) -> tuple[list[str], np.ndarray]:
     """Return the sorted speakers and their counts [S, classes + sexes]."""
-    columns = sorted({clip["emotion"] for clip in clips}) + sorted({clip["sex"] for clip in clips})
-    index = {column: number for number, column in enumerate(columns)}
+    emotions = sorted({clip["emotion"] for clip in clips})
+    sexes = sorted({clip["sex"] for clip in clips})
     names = sorted({clip["speaker"] for clip in clips})
-    row = {name: number for number, name in enumerate(names)}
-    counts = np.zeros((len(names), len(columns)))
-    for clip in clips:
-        counts[row[clip["speaker"]], [index[clip["emotion"]], index[clip["sex"]]]] += 1
+    row, emotion, sex = ({value: number for number, value in enumerate(values)} for values in (names, emotions, sexes))
+    counts = np.zeros((len(names), len(emotions) + len(sexes)))
+    rows = np.array([row[clip["speaker"]] for clip in clips])
+    np.add.at(counts, (rows, np.array([emotion[clip["emotion"]] for clip in clips])), 1)
+    np.add.at(counts, (rows, np.array([len(emotions) + sex[clip["sex"]] for clip in clips])), 1)
     return names, counts
 
 
