@@ -160,7 +160,7 @@ def data_phase(size: int) -> None:
         started = time.perf_counter()
         _, fields = custom.read_clips(source)
         names = list(fields)
-        empty = dict.fromkeys(metadata.COLUMNS, "") | {"corpus": "custom", "seconds": 2.0}
+        empty: dict[str, Any] = dict.fromkeys(metadata.COLUMNS, "") | {"corpus": "custom", "seconds": 2.0}
         empty |= {"sample_rate": 16_000, "channels": 1}
         table = [metadata.Clip(**empty | fields[name] | {"path": f"{name}.wav"}) for name in names]
         metadata.write_table("custom", table)

@@ -42,11 +42,8 @@ def read_clips(table: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]
         if name in fields:
             raise UserError(f"{table}: line {line}: clip '{name}' stands twice; keep one row of each clip")
         clips[name] = Path(table.parent, path)
-        fields[name] = {
-            "clip": name,
-            "emotion": emotion,
-            **{column: row.get(column, "").strip() for column in OPTIONAL},
-        }
+        known = {column: row.get(column, "").strip() for column in OPTIONAL}
+        fields[name] = {"clip": name, "emotion": emotion, **known}
     if not clips:
         raise UserError(f"{table}: no row below the header; expected a row a clip")
     return clips, fields

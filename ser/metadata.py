@@ -93,8 +93,10 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:
     """Validate and write the metadata of a corpus, sorted by clip; return its path."""
     validate(metadata_path(corpus), corpus, clips)
-    values = attrgetter(*COLUMNS)
-    write_csv(metadata_path(corpus), COLUMNS, map(values, sorted(clips, key=attrgetter("clip"))))
+    texts = attrgetter(*COLUMNS[:-3])
+    ordered = sorted(clips, key=attrgetter("clip"))
+    rows = ((*texts(clip), round(clip.seconds, 4), clip.sample_rate, clip.channels) for clip in ordered)
+    write_csv(metadata_path(corpus), COLUMNS, rows)
     return metadata_path(corpus)
 
 
@@ -128,9 +130,9 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
 def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:
     """Turn a row of text into a ``Clip``."""
     values: list[Any] = [row[column] for column in COLUMNS]
-    *texts, seconds, sample_rate, channels = values
     try:
-        return Clip(*texts, float(seconds), int(sample_rate), int(channels))
+        values[-3:] = float(row["seconds"]), int(row["sample_rate"]), int(row["channels"])
+        return Clip(*values)
     except ValueError as error:
         raise UserError(f"{path}: line {line}: seconds, sample_rate and channels must be numbers ({error})") from error
 

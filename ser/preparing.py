@@ -47,6 +47,6 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
         fields = found.fields[name]
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})
         row |= {"path": path.relative_to(folder).as_posix(), "corpus": corpus.name, "split": parts.get(name, "")}
-        row |= {"seconds": round(info.seconds, 4), "sample_rate": info.sample_rate, "channels": info.channels}
+        row |= {"seconds": info.seconds, "sample_rate": info.sample_rate, "channels": info.channels}
         clips.append(Clip(**row))
     return clips, missing

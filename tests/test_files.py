@@ -119,7 +119,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("failure", [ZeroDivisionError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
+@pytest.mark.parametrize("failure", [ZeroDivisionError("bug"), KeyboardInterrupt()])
 def test_an_exception_in_the_middle_leaves_the_old_file_alone(tmp_path, failure):
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -134,7 +134,9 @@ def test_an_exception_in_the_middle_leaves_the_old_file_alone(tmp_path, failure)
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO], ids=errno.errorcode.get
+)
 def test_a_disk_that_takes_nothing_is_a_users_matter(tmp_path, number):
     path = tmp_path / "file.txt"
 
