@@ -179,7 +179,8 @@ def write_evaluation(folder: Path, predictions: Predictions, about: Mapping[str,
             row | {f"p_{label}": f"{p:.8f}" for label, p in zip(predictions.labels, probabilities[number], strict=True)}
         )
     write_csv(folder / "predictions.csv", columns, rows)
-    title = (
+    fold = "" if about["fold"] is None else f" fold {about['fold']}"
+    title = f"{about['corpus']} {about['split_scheme']}{fold} {about['part']}: UAR {result['uar']:.3f}"
         f"{about.get('corpus', '')} {about.get('split_scheme', '')} {about.get('part', '')}: UAR {result['uar']:.3f}"
     )
     plots.confusion(folder / "confusion.png", np.array(result["confusion"]), predictions.labels, title)
