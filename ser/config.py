@@ -43,6 +43,7 @@ NOT_BINDABLE = (
 )
 ROOT = "experiment.Experiment"
 LINE = 10_000  # characters; snapshots keep one binding a line
+RULE = 80  # characters of a ruled line
 HEADER = "# ser experiment: "
 
 
@@ -402,7 +403,9 @@ def operative_keys() -> set[str]:
 
 def snapshot(config: Config) -> str:
     """Return the resolved bindings of the experiment just built, defaults included: the text of ``run.gin``."""
-    return f"{HEADER}{config.name}\n{gin.operative_config_str(max_line_length=LINE)}"
+    lines = gin.operative_config_str(max_line_length=LINE).splitlines()
+    short = (line[:RULE] if line.startswith("# ==") else line for line in lines)  # gin rules as wide as LINE
+    return "\n".join([f"{HEADER}{config.name}", *short]) + "\n"
 
 
 def settings(text: str) -> dict[str, Any]:
