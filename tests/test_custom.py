@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import command, one_error_line
 from corpus_factory import synthetic_sound
 
@@ -142,3 +144,36 @@ def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
     assert command("extract.py", "emodb", "logmel80").returncode == 0
     done = command("train.py", "--dry-run", "emodb_ecapa", *SMALL)
     assert "all finite" in done.stdout, done.stderr
+
+
+def test_bad_and_odd_sound_of_a_table_is_found_like_that_of_any_corpus(home, tmp_path):
+    sound = synthetic_sound("a", "happy", 1.0)
+    half = len(sound) // 2
+    audio.write(tmp_path / "good.wav", sound)
+    whole = (tmp_path / "good.wav").read_bytes()
+    (tmp_path / "pointer.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "text.wav").write_text("this is not sound\n" * 50)
+    (tmp_path / "cut.wav").write_bytes(whole[:half])
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(len(sound)) == 5, np.nan, sound), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "slow.wav", sound, 8000)
+    soundfile.write(tmp_path / "deep.wav", sound * 0.9, 16000, subtype="PCM_24")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([sound, -sound * 0.5], 1), 48000)
+    bad = {
+        "pointer": "git-lfs pointer", "text": "not a sound file", "cut": "truncated", "nothing": "empty file",
+        "nan": "NaN", "gone": "no such file",
+    }  # fmt: skip
+    odd = {"silent": "silent", "slow": "rate below", "stereo": "stereo"}
+    names = [*bad, *odd, "good", "deep"]
+    table = tmp_path / "table.csv"
+    table.write_text("path,emotion,speaker\n" + "".join(f"{name}.wav,happy,s{name}\n" for name in names))
+    report = verify.check(corpus("custom"), table, progress=False)
+    assert len(report.errors) == len(bad)
+    for name, says in bad.items():
+        assert any(f"{name}.wav" in error and says in error and "\n" not in error for error in report.errors), name
+    flags = report.as_dict()["flags"]
+    assert flags.keys() == odd.keys()
+    for name, says in odd.items():
+        assert any(says in flag for flag in flags[name])
+    one_error_line(command("verify_raw.py", "custom", "--raw", table))
