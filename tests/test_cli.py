@@ -1,0 +1,34 @@
+"""The ``ser`` command."""
+
+import json
+import subprocess
+import sys
+
+from ser import __version__, cli
+
+
+def ser(*arguments: str) -> subprocess.CompletedProcess:
+    code = "from ser.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_version_and_help():
+    assert ser("--version").stdout == f"ser {__version__}\n"
+    assert "doctor" in ser("--help").stdout
+    assert ser("docter").returncode == 2
+
+
+def test_doctor_follows_the_state_of_each_corpus(trained_home):
+    states = cli.corpora_found()
+    assert states["ravdess"][1] == "just train ravdess_ecapa"
+    assert "features: logmel80" in states["ravdess"][0]
+    assert "official clips" not in states["emodb"][0]
+    assert states["emodb"] == ("EmoDB: not prepared", "just raw=PATH prepare emodb")
+
+
+def test_doctor_survives_a_damaged_corpus(home):
+    folder = home / "data/demo"
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_text("nonsense\n")
+    (folder / "local.json").write_text(json.dumps({"raw": str(home), "missing": 0}))
+    assert "the header lacks" in cli.corpora_found()["demo"][0]
