@@ -31,7 +31,6 @@ class Corpus:
     Attributes:
         name: as in ``just prepare NAME``.
         title: for people.
-        licence: its name.
         parse: clip name -> fields of ``metadata.Clip``, or None where the grammar does not match.
         official: clip name -> ``Official`` of every clip of the distribution; empty where no list is published.
         expected: number of clips of the distribution, where there is no list.
@@ -41,7 +40,6 @@ class Corpus:
 
     name: str
     title: str
-    licence: str
     parse: Callable[[str], Fields | None]
     official: Callable[[], dict[str, Official]]
     left_out: Callable[[str], str | None] = field(default=lambda name: None)
@@ -235,13 +233,12 @@ def listed_elsewhere(name: str) -> Fields | None:
 CORPORA = {
     entry.name: entry
     for entry in (
-        Corpus("crema_d", "CREMA-D", "ODbL 1.0", parse_crema_d, crema_d_official, known_odd=CREMA_D_ODD),
-        Corpus("custom", "custom corpus", "your own", listed_elsewhere, dict),
-        Corpus("emodb", "EmoDB", "free for research", parse_emodb, dict, emodb_left_out, expected=454),
-        Corpus("demo", "built-in demo", "MIT", parse_demo, demo_official),
+        Corpus("crema_d", "CREMA-D", parse_crema_d, crema_d_official, known_odd=CREMA_D_ODD),
+        Corpus("custom", "custom corpus", listed_elsewhere, dict),
+        Corpus("emodb", "EmoDB", parse_emodb, dict, emodb_left_out, expected=454),
+        Corpus("demo", "built-in demo", parse_demo, demo_official),
         Corpus(
-            "ravdess", "RAVDESS speech", "CC BY-NC-SA 4.0",
-            parse_ravdess, ravdess_official, ravdess_left_out, RAVDESS_ODD,
+            "ravdess", "RAVDESS speech",             parse_ravdess, ravdess_official, ravdess_left_out, RAVDESS_ODD,
         ),
     )
 }  # fmt: skip

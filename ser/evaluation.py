@@ -181,6 +181,7 @@ def write_evaluation(folder: Path, predictions: Predictions, about: Mapping[str,
     write_csv(folder / "predictions.csv", columns, rows)
     fold = "" if about["fold"] is None else f" fold {about['fold']}"
     title = f"{about['corpus']} {about['split_scheme']}{fold} {about['part']}: UAR {result['uar']:.3f}"
+    title = "\n".join([title, " ".join(about["tags"])]) if about["tags"] else title
     plots.confusion(folder / "confusion.png", np.array(result["confusion"]), predictions.labels, title)
     write_json(folder / "metrics.json", result)
     return result

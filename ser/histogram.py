@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ser import plots
 from ser.files import write_csv
 from ser.labels import label_set
+from ser.losses import class_weights
 from ser.metadata import Clip, Table
 from ser.splits import PARTS, class_counts
 
@@ -31,12 +33,6 @@ def counts_by(table: Table, grouping: str) -> dict[str, list[int]]:
         members[GROUPINGS[grouping](clip)].append(clip)
     order = [part for part in (*PARTS, NO_PART) if part in members] if grouping == "part" else sorted(members)
     return {name: class_counts(members[name], table.corpus) for name in order}
-
-
-def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Return the class weights [C] that `train/class_weights = 'inverse'` would use, mean 1 over classes present."""
-    weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
-    return weights * np.count_nonzero(counts) / weights.sum()
 
 
 def advice(counts: np.ndarray) -> str:
@@ -64,7 +60,8 @@ def text(table: Table) -> str:
     for grouping in GROUPINGS:
         lines.append(f"by {grouping}" + (" (scheme holdout)" if grouping == "part" else ""))
         lines += [row(f"  {name}", values) for name, values in counts_by(table, grouping).items()]
-    weights = "".join(f"{weight:>{width}.3f}" for weight in inverse_weights(total))
+    inverse = class_weights(torch.tensor(counts_by(table, "part").get("train", total.tolist())), "inverse")
+    weights = "".join(f"{weight:>{width}.3f}" for weight in inverse.tolist())
     return "\n".join([*lines, f"{'inverse weight':<14}{weights}", advice(total)])
 
 

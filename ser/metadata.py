@@ -50,7 +50,7 @@ class Table:
 
     def sound(self, clip: Clip) -> Path:
         """Return the path of a clip's sound file."""
-        return (self.raw.parent if self.raw.suffix == ".csv" else self.raw) / clip.path
+        return (self.raw.parent if self.corpus == "custom" else self.raw) / clip.path
 
 
 def metadata_path(corpus: str) -> Path:
@@ -87,7 +87,7 @@ def read_local(corpus: str) -> dict[str, Any]:
 
 def remember_raw(corpus: str, raw: Path, missing: int) -> None:
     """Remember on this machine where the recordings (or the table of a custom corpus) lie, and what is missing."""
-    write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.resolve()), "missing": missing})
+    write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.absolute()), "missing": missing})
 
 
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:

@@ -7,7 +7,7 @@ from ser import audio, verify
 from ser.corpora import Corpus, demographics
 from ser.errors import UserError, some
 from ser.metadata import COLUMNS, Clip
-from ser.schemes import make_split
+from ser.schemes import FEWEST, make_split
 
 __all__ = ["clips_of"]
 
@@ -39,7 +39,9 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
             f"bring them, or go on without: just allow_missing=1 metadata {corpus.name}"
         )
     speakers = demographics(raw) if corpus.name == "crema_d" else {}
-    parts = make_split(corpus.name, "holdout", list(found.fields.values())).of
+    few = len({fields["speaker"] or name for name, fields in found.fields.items()}) < FEWEST
+    # A table too small to be split can still be scored on.
+    parts = {} if few else make_split(corpus.name, "holdout", list(found.fields.values())).of
     folder = raw.parent if raw.is_file() else raw
     clips = []
     for name, path in sorted(found.clips.items()):

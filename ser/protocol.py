@@ -87,6 +87,8 @@ class Protocol:
 
     def check_votes(self, clips: Sequence[Clip]) -> None:
         """Raise a UserError where votes are needed and not at hand."""
+        if self.corpus != "crema_d":
+            raise UserError(f"labels/source '{self.label_source}': {self.corpus} has no votes; only CREMA-D has")
         without = [clip.clip for clip in clips if clip.clip not in self.votes]
         if without:
             raise UserError(

@@ -9,7 +9,8 @@ __all__ = ["evaluation"]
 def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
     """Return the figures of a ``metrics.json`` for people, and where its files lie."""
     fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
-    lines = [f"{metrics['run']}: {metrics['corpus']} {metrics['split_scheme']}{fold}, {metrics['part']}"]
+    tags = "".join(f"  [{tag}]" for tag in metrics["tags"])
+    lines = [f"{metrics['run']}: {metrics['corpus']} {metrics['split_scheme']}{fold}, {metrics['part']}{tags}"]
     for name, title in (("uar", "UAR"), ("wa", "WA"), ("macro_f1", "macro-F1")):
         interval = metrics["ci95"][name]
         shown = f"  95 % over speakers [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
@@ -27,8 +28,7 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
     if metrics["absent"]:
         lines.append(f"  absent   no clip of {', '.join(metrics['absent'])}: left out of UAR")
     missing = f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""
-    lines.append(
-        f"  {metrics['n_clips']} clips, {metrics['n_speakers']} speakers{missing}; labels {metrics['label_source']}; "
-        f"split {metrics['split_sha256'][:12]}; test scorings {metrics['test_scorings']}"
-    )
+    labels = f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}"
+    lines.append(f"  {metrics['n_clips']} clips, {metrics['n_speakers']} speakers{missing}; {labels}")
+    lines.append(f"  split {metrics['split_sha256'][:12]}; test scorings {metrics['test_scorings']}")
     return "\n".join([*lines, *(str(folder / name) for name in ("metrics.json", "predictions.csv", "confusion.png"))])

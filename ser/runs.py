@@ -1,7 +1,7 @@
 """One run from its configuration to its figures: create, train, evaluate, cross-validate."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from ser.files import locked, outputs_folder, read_json, run_folder, write_json,
 from ser.interrupts import Interrupted
 from ser.labels import CALM_POLICIES, label_set, shared_labels
 from ser.metadata import Clip, read_table
-from ser.protocol import Protocol
 from ser.state import check_unchanged, is_finished
 from ser.tracking import environment, read_log
-from ser.votes import plurality
+from ser.votes import Votes, plurality, stored_votes
 from ser.workbench import set_up
 
 __all__ = ["create", "cross", "cross_validate", "evaluate", "reopen", "train"]
+SAME_IN_FOLDS = ("model", "parameters_total", "parameters_trained", "label_source", "trained_labels", "dropped")
 
 
 def create(settings: config.Config) -> tuple[Experiment, Run]:
@@ -145,6 +145,8 @@ def evaluate(
     Raises:
         UserError: no such run or part, no clip of it at hand, or a speaker that the model was trained on.
     """
+    if part == "train":
+        raise UserError("part 'train': what a model was trained on is never scored; choose val or test")
     model = trained(name)
     protocol = model.experiment.protocol
     if label_source and label_source != protocol.label_source:
@@ -152,6 +154,7 @@ def evaluate(
     clips = protocol.part(part)
     check_unseen(model, clips)
     predictions = predict(model.experiment, protocol.corpus, clips, progress)
+    heard = None if protocol.label_source in ("voice", "voice_soft") else raters(protocol.votes, clips)
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     if protocol.label_source != model.experiment.protocol.label_source:
         label += f"-{protocol.label_source}"
@@ -164,7 +167,7 @@ def evaluate(
         "label_source": protocol.label_source,
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "raters": raters(protocol, clips),
+        "raters": heard,
         "tags": tags_of(model.experiment, model.finished),
         "test_scorings": scorings,
     }
@@ -188,11 +191,13 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
     own = model.experiment.protocol.corpus
     if corpus == own:
         raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
-    shared, mapping = shared_labels(model.experiment.model.labels, label_set(corpus), calm)
     table = read_table(corpus)
+    occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in table.clips})
+    shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
     clips = [clip for clip in table.clips if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
     predictions = predict(model.experiment, corpus, clips, progress).mapped(shared, mapping)
+    unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
     label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}")
     about = about_run(model) | {
         "corpus": corpus,
@@ -202,7 +207,9 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
         "label_source": "intended",
         "split_sha256": model.experiment.protocol.split.sha256,
         "clips_missing": table.missing,
-        "tags": ["cross-corpus", *tags_of(model.experiment, model.finished)],
+        "speaker_independent": not model.experiment.protocol.tags and not unknown,
+        "raters": raters(stored_votes(corpus), clips),
+        "tags": ["cross-corpus", *unknown, *tags_of(model.experiment, model.finished)],
         "test_scorings": evaluation.count_scoring(model.run.folder, label),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
@@ -220,17 +227,17 @@ def predict(experiment: Experiment, corpus: str, clips: Sequence[Clip], progress
     return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
 
 
-def raters(protocol: Protocol, clips: Sequence[Clip]) -> dict[str, float] | None:
-    """Return the figures of the raters who only heard these clips, a reference line; None without their votes.
+def raters(votes: Mapping[str, Votes], clips: Sequence[Clip]) -> dict[str, float] | None:
+    """Return the figures of the people who only heard these clips, a reference line; None without all their votes.
 
     Their answer is the plurality of their votes; a tie is an error.
     """
-    if not protocol.votes or protocol.label_source in ("voice", "voice_soft"):
+    if any(clip.clip not in votes for clip in clips):
         return None
-    labels = label_set(protocol.corpus)
+    labels = label_set("crema_d")
     index = {label: number for number, label in enumerate(labels)}
     references = np.array([index[clip.emotion] for clip in clips])
-    heard = [plurality(protocol.votes[clip.clip].voice) for clip in clips]
+    heard = [plurality(votes[clip.clip].voice) for clip in clips]
     answers = np.array([index.get(label, len(labels)) for label in heard])
     counts = metrics.confusion(references, answers, len(labels) + 1)
     return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
@@ -238,7 +245,8 @@ def raters(protocol: Protocol, clips: Sequence[Clip]) -> dict[str, float] | None
 
 def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    return experiment.protocol.tags + ([] if finished else ["unfinished"])
+    dropped = ["clips-dropped"] if experiment.protocol.drop else []
+    return [*experiment.protocol.tags, *dropped, *([] if finished else ["unfinished"])]
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip]) -> None:
@@ -262,6 +270,8 @@ def about_run(model: Trained) -> dict[str, Any]:
         "hours": round(max((line["hours"] for line in log if "hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "trained_on": model.experiment.protocol.describe(),
+        "trained_labels": model.experiment.protocol.label_source,
+        "dropped": sorted(model.experiment.protocol.drop),
         "speaker_independent": not model.experiment.protocol.tags,
     }
 
@@ -291,7 +301,7 @@ def cross_validate(
             return None
         protocol = fold_experiment.protocol
         folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-        if not is_current(folder / "metrics.json", run, protocol):
+        if not is_current(folder / "metrics.json", run, fold_experiment):
             folder, _ = evaluate(str(run.folder), "test", progress=progress)
         results.append(read_json(folder / "metrics.json"))
         predictions.append(evaluation.read_predictions(folder / "predictions.csv"))
@@ -299,7 +309,7 @@ def cross_validate(
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
     protocol = first.protocol
     about = {
-        **{key: results[0][key] for key in ("model", "parameters_total", "parameters_trained", "label_source")},
+        **{key: results[0][key] for key in SAME_IN_FOLDS},
         "run": cv_folder.name,
         "hours": round(sum(result["hours"] for result in results), 3),
         "trained_on": f"{protocol.corpus} {protocol.scheme}, each fold on the others",
@@ -310,6 +320,7 @@ def cross_validate(
         "part": "test",
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
+        "raters": raters(protocol.votes, [clip for part in protocol.parts.values() for clip in part]),
         "tags": ["pooled-folds", *tags_of(first)],
         "test_scorings": max(result["test_scorings"] for result in results),
         "folds": [
@@ -321,10 +332,20 @@ def cross_validate(
     return folder, evaluation.write_evaluation(folder, evaluation.pool(predictions), about)
 
 
-def is_current(path: Path, run: Run, protocol: Protocol) -> bool:
-    """Say whether figures were made with a run's best checkpoint and today's split."""
+def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
+    """Say whether figures were made with a run's best checkpoint, today's split and all clips that are at hand.
+
+    Raises:
+        UserError: the run itself was made with other clips or another split.
+    """
+    best = checkpoints.load(run.best)
+    check_unchanged(run, experiment.protocol, best, run.best)
     if not path.is_file():
         return False
-    figures, state = read_json(path), checkpoints.load(run.best)["state"]
-    checkpoint = {"epoch": state["epoch"], "step": state["step"]}
-    return figures.get("checkpoint") == checkpoint and figures.get("split_sha256") == protocol.split.sha256
+    figures = read_json(path)
+    wanted = {
+        "checkpoint": {name: best["state"][name] for name in ("epoch", "step")},
+        "split_sha256": experiment.protocol.split.sha256,
+        "n_clips": len(experiment.protocol.part("test")),
+    }
+    return all(figures.get(name) == value for name, value in wanted.items())

@@ -16,6 +16,7 @@ from ser.splits import PARTS, UNUSED, Split, published, schemes
 __all__ = ["make_split", "official_clips"]
 
 FEWEST = 3  # speakers that a scheme needs
+MANY = 10_000  # speakers above which a twentieth of the seeds is tried
 CANDIDATES = 200  # seeds tried for the schemes of our own
 HELD_OUT = 0.1  # share of the speakers in each of the validation and test parts of `holdout`
 KFOLD = re.compile(r"kfold([3-9]|[1-9][0-9])")
@@ -41,6 +42,8 @@ def make_split(corpus: str, scheme: str, at_hand: Sequence[Fields] = ()) -> Spli
     if scheme == "holdout_text":
         return speaker_and_text(corpus, official)
     if folds := KFOLD.fullmatch(scheme):
+        if len({clip["speaker"] for clip in official}) < int(folds[1]):
+            raise UserError(f"{corpus}: fewer than {folds[1]} speakers at hand, so no {scheme}; choose fewer folds")
         groups = kfold(official, int(folds[1]))
         return by_speaker(corpus, scheme, "fold", official, groups, f"{folds[1]} folds by speaker")
     scheme_file = published(corpus, scheme)
@@ -134,7 +137,9 @@ def speaker_and_text(corpus: str, official: Sequence[Fields]) -> Split:
     enough of them (four), validation and test share none either. Other combinations are left unused.
     """
     speakers = holdout(official)
-    statements = sorted({clip["statement"] for clip in official})
+    statements = sorted({clip["statement"] for clip in official} - {""})
+    if len(statements) < 2:
+        raise UserError(f"{corpus}: fewer than two statements are known, so none can be held out")
     order = np.random.default_rng(0).permutation(len(statements)).tolist()
     held = max(1, round(len(statements) / 5))
     test = {statements[index] for index in order[:held]}
@@ -172,5 +177,7 @@ def best_assignment(counts: np.ndarray, assign: Callable[[int], np.ndarray], gro
         sums = np.stack([counts[group == number].sum(0) for number in range(groups)])
         return float(np.abs(sums / sums.sum(1, keepdims=True) - whole).max())
 
-    deviations = [round(deviation(seed), 12) for seed in range(CANDIDATES)]
+    # Among very many speakers the shuffles differ little, and each costs more.
+    candidates = CANDIDATES if len(counts) <= MANY else CANDIDATES // 20
+    deviations = [round(deviation(seed), 12) for seed in range(candidates)]
     return assign(int(np.argmin(deviations)))

@@ -60,7 +60,7 @@ class Split:
 
 def schemes(corpus: str) -> list[str]:
     """Return the schemes that ``prepare`` makes of ``corpus``: our own, then the published ones."""
-    own = OWN_SCHEMES if corpus != "custom" else ("holdout", "kfold5")  # whose statements may be unknown
+    own = OWN_SCHEMES if corpus != "custom" else ("holdout",)  # whose statements and speakers may be few
     return [*own, *sorted(path.stem for path in scheme_folder(corpus).glob("*.json"))]
 
 

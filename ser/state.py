@@ -64,7 +64,9 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
 
 def protocol_facts(protocol: Protocol) -> dict[str, Any]:
     """Return what must be the same when a checkpoint is used again, for its figures to mean the same."""
-    clips = "".join(f"{part} {clip.clip}\n" for part in ("train", "val") for clip in protocol.parts[part])
+    members = [(part, clip) for part in ("train", "val") for clip in protocol.parts[part]]
+    clips = "".join(f"{part} {clip.clip}\n" for part, clip in members)
+    labels = "".join(f"{clip.speaker} {clip.emotion} {protocol.soft_target(clip)}\n" for _, clip in members)
     return {
         "corpus": protocol.corpus,
         "scheme": protocol.scheme,
@@ -72,6 +74,7 @@ def protocol_facts(protocol: Protocol) -> dict[str, Any]:
         "label_source": protocol.label_source,
         "split_sha256": protocol.split.sha256,
         "clips_sha256": hashlib.sha256(clips.encode()).hexdigest(),
+        "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
     }
 
 

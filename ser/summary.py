@@ -12,7 +12,8 @@ from ser.files import outputs_folder, read_json, write_csv
 __all__ = ["COLUMNS", "collect", "table", "write"]
 
 COLUMNS = (
-    "run", "corpus", "split_scheme", "fold", "part", "label_source", "model", "parameters_trained", "parameters_total",
+    "run", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
+    "parameters_trained", "parameters_total",
     "hours", *(f"{name}{end}" for name in metrics.FIGURES for end in ("", "_low", "_high")), "n_clips", "n_speakers",
     "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
 )  # fmt: skip
@@ -32,6 +33,8 @@ def collect(outputs: Path) -> list[dict[str, Any]]:
 def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one ``metrics.json``."""
     row = {column: evaluation.get(column) for column in COLUMNS}
+    for column in ("corpus", "split_scheme", "part", "label_source"):
+        row[column] = str(evaluation[column])
     row["run"] = path.parents[2].name
     for name in metrics.FIGURES:
         row[name] = float(evaluation[name])
@@ -57,13 +60,13 @@ def number(value: Any) -> Any:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows for people, figures with their intervals."""
-    header = ("run", "corpus", "scheme", "part", "UAR", "WA", "macro-F1", "clips", "speakers", "tags")
+    header = ("run", "corpus", "scheme", "part", "labels", "UAR", "WA", "macro-F1", "clips", "speakers", "tags")
     lines = [header]
     for row in rows:
         fold = "" if row["fold"] is None else f" fold {row['fold']}"
         lines.append(
             (
-                row["run"], row["corpus"], f"{row['split_scheme']}{fold}", row["part"],
+                row["run"], row["corpus"], f"{row['split_scheme']}{fold}", row["part"], row["label_source"],
                 *(with_interval(row, name) for name in ("uar", "wa", "macro_f1")),
                 str(row["n_clips"]), str(row["n_speakers"]), row["tags"],
             )

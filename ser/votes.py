@@ -63,6 +63,8 @@ def read_votes(path: Path) -> dict[str, Votes]:
             counts.setdefault(row["fileName"], {})[kind] = tuple(int(row[LETTERS[label]]) for label in LABELS)
         except ValueError as error:
             raise UserError(f"{path}: line {line}: votes must be whole numbers ({error})") from error
+        if sum(counts[row["fileName"]][kind]) < 1:
+            raise UserError(f"{path}: line {line}: clip '{row['fileName']}' has no vote at all; expected some")
     for clip, kinds in counts.items():
         if len(kinds) < len(MODALITIES):
             raise UserError(f"{path}: clip '{clip}' lacks votes on the voice alone or on voice and face")

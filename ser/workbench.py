@@ -112,10 +112,11 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     model, protocol, train, validation = setup.model, experiment.protocol, setup.train, setup.validation
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    tags = "".join(f"[{tag}] " for tag in protocol.tags)
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
         f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
-        f"split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
+        f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
     )

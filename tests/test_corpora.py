@@ -40,7 +40,7 @@ def test_the_demo_corpus_is_balanced_and_lists_what_its_generator_makes():
     assert {clip["sex"] for clip in fields} == {"female", "male"}
 
 
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize("name", [name for name in CORPORA if corpus(name).official()])
 def test_a_name_of_the_official_list_reads_as_itself_and_its_class_is_of_the_corpus(name):
     entry = corpus(name)
     assert all(entry.parse(clip)["clip"] == clip for clip in entry.official())

@@ -1,6 +1,7 @@
 """Corpora without an official list: EmoDB by its names, and any table of one's own."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 from conftest import command, one_error_line
 from corpus_factory import synthetic_sound
 
-from ser import audio, config, runs, verify
+from ser import audio, config, reporting, runs, verify
 from ser.corpora import corpus, emodb_left_out, parse_emodb
 from ser.custom import read_clips
 from ser.errors import UserError
@@ -64,9 +65,10 @@ def test_without_speakers_every_figure_says_so(home, tmp_path):
     assert "60 clips without a speaker" in " ".join(read_json(home / "data/custom/verify.json")["notes"])
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
     assert runs.train(experiment, run, progress=False)
-    _, metrics = runs.evaluate("last", progress=False)
+    folder, metrics = runs.evaluate("last", progress=False)
     assert metrics["speaker_independent"] is False
     assert metrics["tags"] == ["speakers-unknown"]
+    assert "[speakers-unknown]" in reporting.evaluation(folder, metrics).splitlines()[0]
     assert metrics["ci95"]["uar"] is None
     assert metrics["ci95_reason"] == "the speakers are unknown"
 
@@ -113,6 +115,31 @@ def test_latin1_and_missing_sound_end_with_one_line(home, tmp_path):
     assert "expected a CSV" in one_error_line(command("verify_raw.py", "custom", "--raw", tmp_path))
 
 
+def test_a_table_too_small_to_split_can_still_be_scored_on(trained_home, tmp_path):
+    """Only the emotions that occur in it are shared with the model."""
+    lines = ["path,emotion"]
+    for number in range(6):
+        emotion = ("happy", "sad", "neutral")[number % 3]
+        audio.write(tmp_path / "few" / f"{number}.wav", synthetic_sound(f"f{number}", emotion, 0.6))
+        lines.append(f"{number}.wav,{emotion}")
+    table = tmp_path / "few/T.CSV"
+    table.write_text("\n".join(lines) + "\n")
+    experiment, run = runs.create(config.load("ravdess_ecapa", SMALL))
+    assert runs.train(experiment, run, progress=False)
+    data = trained_home / "data"
+    original = data.resolve()
+    data.unlink()
+    shutil.copytree(original, data)
+    for arguments in (("build_csv.py", "custom", "--raw", table), ("extract.py", "custom", "logmel80")):
+        done = command(*arguments)
+        assert done.returncode == 0, done.stderr
+    _, metrics = runs.cross("last", "custom", progress=False)
+    assert metrics["labels"] == ["happy", "neutral", "sad"]
+    assert metrics["n_clips"] == 6
+    assert metrics["speaker_independent"] is False
+    assert metrics["tags"] == ["cross-corpus", "speakers-unknown"]
+
+
 def test_emodb_names():
     clip = parse_emodb("03a01Wa")
     assert (clip["speaker"], clip["sex"], clip["emotion"], clip["statement"], clip["repetition"]) == (
@@ -131,7 +158,8 @@ def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
     raw = tmp_path / "wav"
     for speaker in ("03", "08", "09", "10", "11"):
         for letter in "WLEAFTN":
-            audio.write(raw / f"{speaker}a01{letter}a.wav", synthetic_sound(speaker + letter, "sad", 0.5))
+            text = "a01" if letter in "WET" else "b02"
+            audio.write(raw / f"{speaker}{text}{letter}a.wav", synthetic_sound(speaker + letter, "sad", 0.5))
     report = verify.check(corpus("emodb"), raw, progress=False)
     assert report.found.left_out == {"boredom": 5}
     assert any("30 clips, expected 454" in error for error in report.errors)

@@ -52,7 +52,7 @@ def clip_of(name: str, corpus_name: str = "ravdess") -> Clip:
 def test_the_schemes_of_each_corpus():
     assert {name: schemes(name) for name in CORPORA} == {
         "crema_d": [*OWN, "audeering", "emobox1", "emosuperb5", "peft_ser5", "tfds"],
-        "custom": ["holdout", "kfold5"],
+        "custom": ["holdout"],
         "emodb": OWN,
         "demo": OWN,
         "ravdess": [*OWN, "audeering", "emobox6", "luna5"],
