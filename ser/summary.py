@@ -60,14 +60,18 @@ def number(value: Any) -> Any:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows for people, figures with their intervals."""
-    header = ("run", "corpus", "scheme", "part", "labels", "UAR", "WA", "macro-F1", "clips", "speakers", "tags")
+    header = (
+        "run", "corpus", "scheme", "part", "labels", "UAR", "strict UAR", "WA", "macro-F1", "clips", "speakers", "tags",
+    )  # fmt: skip
     lines = [header]
     for row in rows:
         fold = "" if row["fold"] is None else f" fold {row['fold']}"
+        calm = f", calm {row['calm_policy']}" if row["calm_policy"] else ""
+        strict = "" if row["strict_uar"] is None else f"{row['strict_uar']:.3f}"
         lines.append(
             (
-                row["run"], row["corpus"], f"{row['split_scheme']}{fold}", row["part"], row["label_source"],
-                *(with_interval(row, name) for name in ("uar", "wa", "macro_f1")),
+                row["run"], row["corpus"], f"{row['split_scheme']}{fold}", f"{row['part']}{calm}", row["label_source"],
+                with_interval(row, "uar"), strict, with_interval(row, "wa"), with_interval(row, "macro_f1"),
                 str(row["n_clips"]), str(row["n_speakers"]), row["tags"],
             )
         )  # fmt: skip
