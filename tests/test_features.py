@@ -202,7 +202,7 @@ def test_a_store_made_otherwise_is_refused_and_left_alone(table, store, other):
 
 
 def test_another_hop_or_window_is_another_kind(table, store):
-    for front_end in (LogMel(80, hop_ms=8.0), LogMel(80, window_ms=32.0), LogMel(80, floor=1e-5)):
+    for front_end in (LogMel(80, hop_ms=8.0), LogMel(80, window_ms=32.0), LogMel(80, floor=1e-6)):
         with pytest.raises(UserError, match="made otherwise"):
             FeatureStore("ravdess", Features("logmel80", front_end))
 

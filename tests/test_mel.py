@@ -29,7 +29,7 @@ def alone(log_mel, sound):
 def test_an_unpadded_clip_is_that_of_torchaudio(log_mel, sounds):
     mel = MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80, pad_mode="constant")
     for sound in sounds:
-        torch.testing.assert_close(alone(log_mel, sound), mel(sound).clamp_min(1e-7).log().T)
+        torch.testing.assert_close(alone(log_mel, sound), mel(sound).clamp_min(1e-5).log().T)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.9, math.nan])
@@ -94,5 +94,5 @@ def test_a_long_window_is_heard_whole():
     """The Fourier transform grows with the window: 64 ms are 1024 samples."""
     click = torch.zeros(4800)
     click[2400] = 1.0
-    heard = (alone(LogMel(window_ms=64.0, bands=40), click).mean(1) > math.log(2e-7)).sum().item()
+    heard = (alone(LogMel(window_ms=64.0, bands=40), click).mean(1) > math.log(2e-5)).sum().item()
     assert 5 <= heard <= 7  # frames 10 ms apart whose window of 64 ms holds the click

@@ -166,7 +166,7 @@ def test_a_good_corpus_passes_with_its_missing_clips_counted_and_named(tmp_path,
 def test_a_whole_corpus_has_nothing_missing(tmp_path, monkeypatch):
     names = clip_names("demo", ["s01"], 1)
     whole = corpus("demo")
-    small = type(whole)("demo", "demo", "MIT", whole.parse, lambda: {name: whole.official()[name] for name in names})
+    small = type(whole)("demo", "demo", whole.parse, lambda: {name: whole.official()[name] for name in names})
     raw = make_corpus(tmp_path, "demo", ["s01"], per_class=1)
     report = verify.check(small, raw, progress=False)
     assert (report.missing, report.errors, report.notes) == ([], [], [])
