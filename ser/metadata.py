@@ -113,7 +113,8 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
     label_set(corpus)  # an unknown corpus is named before any path of it
     path = metadata_path(corpus)
     if not path.is_file():
-        raise UserError(f"{path}: {corpus} is not prepared yet; run: just raw=PATH prepare {corpus}")
+        where = "" if corpus == "demo" else "raw=PATH "
+        raise UserError(f"{path}: {corpus} is not prepared yet; run: just {where}prepare {corpus}")
     clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
     validate(path, corpus, clips)
     table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])

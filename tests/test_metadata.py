@@ -211,7 +211,7 @@ def test_the_raw_folder_is_remembered_from_wherever_the_command_ran(home, monkey
 
 
 def test_before_anything_is_remembered_the_raw_folder_is_the_corpus_own(home):
-    with pytest.raises(UserError, match="just raw=PATH prepare demo"):
+    with pytest.raises(UserError, match="just prepare demo"):
         metadata.raw_folder("demo")
     (home / "data/demo/raw").mkdir(parents=True)
     assert metadata.raw_folder("demo") == home / "data/demo/raw"

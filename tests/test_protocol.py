@@ -87,7 +87,7 @@ def test_what_can_be_refused_at_once_is(arguments, says):
         (("ravdess", "emobox6", 7), r"has folds 1 to 6; .*\(it is 7\)"),
         (("ravdess", "holdout", 1), "'holdout' has no folds"),
         (("ravdess", "holdot"), "did you mean 'holdout'"),
-        (("demo", "holdout"), "just raw=PATH prepare demo"),
+        (("demo", "holdout"), "just prepare demo"),
     ],
 )
 def test_a_wrong_protocol_is_refused_when_its_clips_are_asked_for(prepared_home, arguments, says):
