@@ -188,11 +188,9 @@ def data_phase(size: int) -> None:
         lines = (f"s{i % 2000}/c{i}.wav,{EMOTIONS[i * 7 % 8]},s{i % 2000},{'fm'[i % 2]}\n" for i in range(size))
         source.write_text("path,emotion,speaker,sex\n" + "".join(lines))
         started = time.perf_counter()
-        _, fields = custom.read_clips(source)
-        names = list(fields)
-        empty: dict[str, Any] = dict.fromkeys(metadata.COLUMNS, "") | {"corpus": "custom", "seconds": 2.0}
-        empty |= {"sample_rate": 16_000, "channels": 1}
-        table = [metadata.Clip(**empty | fields[name] | {"path": f"{name}.wav"}) for name in names]
+        fields = custom.read_clips(source)
+        sound: dict[str, Any] = {"corpus": "custom", "split": "", "seconds": 2.0, "sample_rate": 16_000, "channels": 1}
+        table = [metadata.Clip(**(clip | sound)) for clip in fields.values()]
         metadata.write_table("custom", table)
         metadata.remember_raw("custom", source, 0)
         for scheme in ("holdout", "kfold5"):

@@ -11,23 +11,19 @@ __all__ = ["read_clips"]
 OPTIONAL = ("speaker", "sex", "age", "race", "ethnicity", "intensity", "statement", "repetition")
 
 
-def read_clips(table: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
-    """Read a table of clips; paths are relative to its folder.
+def read_clips(table: Path) -> dict[str, dict[str, str]]:
+    """Read a table of clips: clip -> fields of ``metadata.Clip``, ``path`` relative to the table's folder.
 
     Needed columns: ``path`` and ``emotion`` (of ``labels.EMOTIONS``, or another word for one of them). Known
     columns: ``speaker``, ``sex``, ``age``, ``race``, ``ethnicity``, ``intensity``, ``statement``, ``repetition``;
     others are passed over. The name of a clip is its path without the ending, slashes as underscores.
-
-    Returns:
-        (clip -> file, clip -> fields of ``metadata.Clip``).
 
     Raises:
         UserError: not a table, an unknown emotion, a path that climbs out of the folder, a clip twice, no row.
     """
     if table.suffix.lower() != ".csv":
         raise UserError(f"{table}: expected a CSV with the columns path and emotion, better with speaker too")
-    clips: dict[str, Path] = {}
-    fields: dict[str, dict[str, str]] = {}
+    clips: dict[str, dict[str, str]] = {}
     for line, row in read_csv(table, ("path", "emotion")):
         path = row["path"].strip()
         parts = path.split("/")
@@ -38,12 +34,15 @@ def read_clips(table: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]
         if emotion not in EMOTIONS:
             hint = nearest(word, [*EMOTIONS, *ALIASES])
             raise UserError(f"{table}: line {line}: emotion '{row['emotion']}' is unknown{hint}")
-        name = "_".join(part for part in path.rpartition(".")[0].split("/") if part not in ("", "."))
-        if name in fields:
+        parts[-1] = parts[-1].rpartition(".")[0] or parts[-1]
+        name = "_".join(part for part in parts if part not in ("", "."))
+        if name in clips:
             raise UserError(f"{table}: line {line}: clip '{name}' stands twice; keep one row of each clip")
-        clips[name] = Path(table.parent, path)
-        known = {column: row.get(column, "").strip() for column in OPTIONAL}
-        fields[name] = {"clip": name, "emotion": emotion, **known}
+        fields = dict.fromkeys(OPTIONAL, "") | {"clip": name, "emotion": emotion, "path": path}
+        for column in OPTIONAL:
+            if column in row:
+                fields[column] = row[column].strip()
+        clips[name] = fields
     if not clips:
         raise UserError(f"{table}: no row below the header; expected a row a clip")
-    return clips, fields
+    return clips

@@ -137,7 +137,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(row if isinstance(row, tuple) else [row[column] for column in columns] for row in rows)
+    rows = iter(rows)
+    for row in rows:
+        if isinstance(row, tuple):  # and so are the others, which need not be looked at one by one
+            writer.writerow(row)
+            writer.writerows(rows)  # type: ignore[arg-type]
+        else:
+            writer.writerow([row[column] for column in columns])
     write_text(path, buffer.getvalue())
 
 
@@ -162,7 +168,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
                     if not row:
                         continue
                     raise UserError(f"{path}: line {reader.line_num}: expected {width} fields; mend the line")
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                yield reader.line_num, dict(zip(header, row))  # noqa: B905 - of equal length
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Clip:
 
 
 COLUMNS = tuple(field.name for field in fields(Clip))
+in_order = itemgetter(*COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
 
 def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:
     """Turn a row of text into a ``Clip``."""
-    values: list[Any] = [row[column] for column in COLUMNS]
+    values: list[Any] = list(in_order(row))
     try:
         values[-3:] = float(row["seconds"]), int(row["sample_rate"]), int(row["channels"])
         return Clip(*values)

@@ -83,8 +83,7 @@ def split_path(corpus: str, scheme: str) -> Path:
 def write_split(split: Split) -> Path:
     """Write ``clip,part`` or ``clip,fold`` sorted by clip; return the path."""
     path = split_path(split.corpus, split.scheme)
-    rows = ({"clip": clip, split.column: split.of[clip]} for clip in sorted(split.of))
-    write_csv(path, ("clip", split.column), rows)
+    write_csv(path, ("clip", split.column), sorted(split.of.items()))
     return path
 
 

@@ -50,7 +50,8 @@ def find_sound(corpus: Corpus, raw: Path) -> Found:
         UserError: no such folder, no clip in it, or two different files of one clip.
     """
     if corpus.name == "custom":
-        return Found(*custom.read_clips(raw))
+        listed = custom.read_clips(raw)
+        return Found({name: raw.parent / clip["path"] for name, clip in listed.items()}, listed)
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; expected the raw recordings of {corpus.title}")
     found = Found()
