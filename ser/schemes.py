@@ -4,6 +4,7 @@ Every scheme covers the *official* list of a corpus, so that missing clips chang
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -34,15 +35,16 @@ def make_split(corpus: str, scheme: str, at_hand: Sequence[Fields] = ()) -> Spli
     Raises:
         UserError: an unknown corpus or scheme.
     """
-    official = official_clips(corpus) or [one_speaker_a_clip(clip) for clip in at_hand]
-    if len({clip["speaker"] for clip in official}) < FEWEST:
+    official = official_clips(corpus) or [clip if clip["speaker"] else one_speaker(clip) for clip in at_hand]
+    speakers_at_hand = len({clip["speaker"] for clip in official})
+    if speakers_at_hand < FEWEST:
         raise UserError(f"{corpus}: fewer than {FEWEST} speakers at hand; no part could be held out")
     if scheme == "holdout":
         return by_speaker(corpus, scheme, "part", official, holdout(official), "GroupShuffleSplit 80/10/10 by speaker")
     if scheme == "holdout_text":
         return speaker_and_text(corpus, official)
     if folds := KFOLD.fullmatch(scheme):
-        if len({clip["speaker"] for clip in official}) < int(folds[1]):
+        if speakers_at_hand < int(folds[1]):
             raise UserError(f"{corpus}: fewer than {folds[1]} speakers at hand, so no {scheme}; choose fewer folds")
         groups = kfold(official, int(folds[1]))
         return by_speaker(corpus, scheme, "fold", official, groups, f"{folds[1]} folds by speaker")
@@ -58,9 +60,9 @@ def make_split(corpus: str, scheme: str, at_hand: Sequence[Fields] = ()) -> Spli
     return by_speaker(corpus, scheme, column, official, speakers, source, note)
 
 
-def one_speaker_a_clip(clip: Fields) -> Fields:
+def one_speaker(clip: Fields) -> Fields:
     """Let a clip whose speaker is unknown be split by itself; its figures are tagged."""
-    return clip if clip["speaker"] else {**clip, "speaker": f"clip {clip['clip']}"}
+    return {**clip, "speaker": f"clip {clip['clip']}"}
 
 
 def by_clip(clips: Sequence[str], test: set[str]) -> dict[str, str]:
@@ -157,14 +159,13 @@ def speaker_and_text(corpus: str, official: Sequence[Fields]) -> Split:
 
 def speaker_table(clips: Sequence[Fields]) -> tuple[list[str], np.ndarray]:
     """Return the sorted speakers and their counts [S, classes + sexes]."""
-    emotions = sorted({clip["emotion"] for clip in clips})
-    sexes = sorted({clip["sex"] for clip in clips})
-    names = sorted({clip["speaker"] for clip in clips})
+    cells = Counter((clip["speaker"], clip["emotion"], clip["sex"]) for clip in clips)
+    names, emotions, sexes = (sorted({cell[place] for cell in cells}) for place in range(3))
     row, emotion, sex = ({value: number for number, value in enumerate(values)} for values in (names, emotions, sexes))
     counts = np.zeros((len(names), len(emotions) + len(sexes)))
-    rows = np.array([row[clip["speaker"]] for clip in clips])
-    np.add.at(counts, (rows, np.array([emotion[clip["emotion"]] for clip in clips])), 1)
-    np.add.at(counts, (rows, np.array([len(emotions) + sex[clip["sex"]] for clip in clips])), 1)
+    for (speaker, which, whose), count in cells.items():
+        counts[row[speaker], emotion[which]] += count
+        counts[row[speaker], len(emotions) + sex[whose]] += count
     return names, counts
 
 
