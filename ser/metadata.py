@@ -68,10 +68,13 @@ def raw_folder(corpus: str) -> Path:
     local = corpus_folder(corpus) / "local.json"
     folder = Path(read_local(corpus)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
     if not folder.exists():
-        raise UserError(
-            f"{folder}: no raw recordings of {corpus} here; say where they are: just raw=PATH prepare {corpus}"
-        )
+        raise UserError(f"{folder}: no raw recordings of {corpus} here; say where they are: {prepare_command(corpus)}")
     return folder
+
+
+def prepare_command(corpus: str) -> str:
+    """Return the command that prepares a corpus; the demo makes its own recordings."""
+    return "just prepare demo" if corpus == "demo" else f"just raw=PATH prepare {corpus}"
 
 
 def read_local(corpus: str) -> dict[str, Any]:
@@ -114,8 +117,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
     label_set(corpus)  # an unknown corpus is named before any path of it
     path = metadata_path(corpus)
     if not path.is_file():
-        where = "" if corpus == "demo" else "raw=PATH "
-        raise UserError(f"{path}: {corpus} is not prepared yet; run: just {where}prepare {corpus}")
+        raise UserError(f"{path}: {corpus} is not prepared yet; run: {prepare_command(corpus)}")
     clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
     validate(path, corpus, clips)
     table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])
