@@ -1,6 +1,7 @@
 """One run from its configuration to its figures: create, train, evaluate, cross-validate."""
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,9 +75,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
         remember(run)
         if not resume:
             write_text(run.folder / "run.gin", run.config)
-            write_json(run.folder / "environment.json", {"sessions": []})
-        sessions = read_json(run.folder / "environment.json")["sessions"]
-        write_json(run.folder / "environment.json", {"sessions": [*sessions, environment()]})
+        record_session(run.folder / "environment.json", resume)
         print(f"{'resuming' if resume else 'training'} {run.folder}")
         try:
             state = training.fit(experiment, run, setup, resume, progress)
@@ -88,6 +87,17 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
         f"{(state.train_seconds + state.validation_seconds) / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
     )
     return True
+
+
+def record_session(path: Path, resume: bool) -> None:
+    """Add what this session runs on to those before it; a lost or foreign file never keeps a run from resuming."""
+    sessions = []
+    if resume:
+        try:
+            sessions = list(read_json(path)["sessions"])
+        except (UserError, KeyError, TypeError) as error:
+            print(f"{path}: earlier sessions are lost ({error})", file=sys.stderr)
+    write_json(path, {"sessions": [*sessions, environment()]})
 
 
 def remember(run: Run) -> None:
@@ -154,7 +164,7 @@ def evaluate(
     clips = protocol.part(part)
     check_unseen(model, clips)
     predictions = predict(model.experiment, protocol.corpus, clips, progress)
-    heard = None if protocol.label_source in ("voice", "voice_soft") else raters(protocol.votes, clips)
+    heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     if protocol.label_source != model.experiment.protocol.label_source:
         label += f"-{protocol.label_source}"
@@ -208,7 +218,7 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
         "split_sha256": model.experiment.protocol.split.sha256,
         "clips_missing": table.missing,
         "speaker_independent": not model.experiment.protocol.tags and not unknown,
-        "raters": raters(stored_votes(corpus), clips),
+        "raters": raters(stored_votes(corpus), "intended", clips),
         "tags": ["cross-corpus", *unknown, *tags_of(model.experiment, model.finished)],
         "test_scorings": evaluation.count_scoring(model.run.folder, label),
         "calm_policy": calm,
@@ -227,12 +237,14 @@ def predict(experiment: Experiment, corpus: str, clips: Sequence[Clip], progress
     return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
 
 
-def raters(votes: Mapping[str, Votes], clips: Sequence[Clip]) -> dict[str, float] | None:
-    """Return the figures of the people who only heard these clips, a reference line; None without all their votes.
+def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip]) -> dict[str, float] | None:
+    """Return the figures of the people who only heard these clips, a reference line.
+
+    None without all their votes, and against labels that are these votes.
 
     Their answer is the plurality of their votes; a tie is an error.
     """
-    if any(clip.clip not in votes for clip in clips):
+    if label_source in ("voice", "voice_soft") or any(clip.clip not in votes for clip in clips):
         return None
     labels = label_set("crema_d")
     index = {label: number for number, label in enumerate(labels)}
@@ -293,7 +305,7 @@ def cross_validate(
     folds = first.protocol.split.folds
     if not folds:
         raise UserError(f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that has")
-    results, predictions = [], []
+    results, predictions, scored = [], [], []
     for fold in range(1, folds + 1):
         fold_experiment, run = create(config.load(experiment, [*overrides, f"split/fold = {fold}"]))
         print(f"\nfold {fold} of {folds}")
@@ -305,6 +317,7 @@ def cross_validate(
             folder, _ = evaluate(str(run.folder), "test", progress=progress)
         results.append(read_json(folder / "metrics.json"))
         predictions.append(evaluation.read_predictions(folder / "predictions.csv"))
+        scored += protocol.part("test")
         print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
     protocol = first.protocol
@@ -320,7 +333,7 @@ def cross_validate(
         "part": "test",
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "raters": raters(protocol.votes, [clip for part in protocol.parts.values() for clip in part]),
+        "raters": raters(protocol.votes, protocol.label_source, scored),
         "tags": ["pooled-folds", *tags_of(first)],
         "test_scorings": max(result["test_scorings"] for result in results),
         "folds": [

@@ -212,6 +212,19 @@ def test_an_offline_wandb_run_lies_in_the_run_folder(trained_home, capsys):
     assert list((run.folder / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_a_lost_environment_never_keeps_a_run_from_resuming(text, trained_home, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(2))
+        assert not runs.train(*start("demo_ecapa"), progress=False)
+    experiment, run = runs.reopen("last")
+    path = run.folder / "environment.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert runs.train(experiment, run, progress=False)
+    assert "earlier sessions are lost" in capsys.readouterr().err
+    assert len(json.loads(path.read_text())["sessions"]) == 1
+
+
 def test_early_stopping_ends_after_the_patience(trained_home):
     experiment, run = start("demo_ecapa", "train/epochs = 50", "train/patience = 1", "train/lr = 0.0")
     runs.train(experiment, run, progress=False)

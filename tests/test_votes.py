@@ -113,6 +113,11 @@ def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_hom
         assert other.name == "crema_d-tfds-val-intended"
         assert metrics["label_source"] == "intended"
         assert 0 <= metrics["raters"]["uar"] <= 1
+        for source, raters in (("voice_soft", False), ("multimodal", True)):
+            folds = ["split/scheme = 'kfold5'", f"labels/source = '{source}'"]
+            _, metrics = runs.cross_validate("crema_d_ecapa", [*small, *folds], progress=False)
+            assert metrics["label_source"] == source
+            assert (metrics["raters"] is not None) == raters
     finally:
         (prepared / "data/crema_d/votes.csv").unlink()
 
