@@ -1,35 +1,32 @@
-"""From clips to batches: reading, cropping, padding, and which clips go together.
+"""From clips to batches: reading, cropping, padding.
 
 Shapes: B clips, N samples, T frames, D features, C classes.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio
 from ser.augment import ClipRandom
 from ser.errors import UserError, nearest
 from ser.features import Features, FeatureStore
+from ser.layers import Speakers
 from ser.metadata import Clip, Table
+from ser.speakers import SpeakerPool
 
 __all__ = [
     "Batch",
     "ClipReader",
     "SoundSource",
     "Source",
-    "bucketed",
     "check_labels",
     "one_hot",
     "open_source",
-    "prefetch",
-    "shuffled",
 ]
 
 CACHE_BYTES = 4 << 30  # memory for clips already read, bytes
@@ -40,16 +37,19 @@ class Batch:
     """Clips that go through a model together.
 
     Attributes:
-        inputs: float [B, N] (sound) or [B, T, D] (features), zero after each clip's end.
-        lengths: long [B], in samples or frames.
+        inputs: float [B, N] (sound), [B, T, D] (frames), [B, L, T, D] (of several layers), zero after each clip's
+            end, or [B, L, 2D] (statistics).
+        lengths: long [B], in samples or frames; with statistics the frames that they are of.
         targets: float [B, C], each row a distribution.
         clips: the B rows of the metadata.
+        speakers: statistics of the clips' speakers, for a model that normalises by them.
     """
 
     inputs: Tensor
     lengths: Tensor
     targets: Tensor
     clips: list[Clip]
+    speakers: Speakers | None = None
 
     @property
     def names(self) -> list[str]:
@@ -58,21 +58,30 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on another device."""
-        return Batch(self.inputs.to(device), self.lengths.to(device), self.targets.to(device), self.clips)
+        speakers = None if self.speakers is None else self.speakers.to(device)
+        return Batch(self.inputs.to(device), self.lengths.to(device), self.targets.to(device), self.clips, speakers)
 
 
 class Source(Protocol):
-    """Where inputs come from: a ``features.FeatureStore`` or a ``SoundSource``."""
+    """Where inputs come from: a ``features.FeatureStore`` or a ``SoundSource``.
+
+    Attributes:
+        time_axis: dimension of time, counted from the end; None for statistics.
+    """
+
+    time_axis: int | None
 
     def length(self, clip: Clip) -> int:
         """Return the length of a clip's input without reading it."""
 
     def read(self, clip: Clip) -> Tensor:
-        """Return a clip's input: [T, D] or [N]."""
+        """Return a clip's input: [N], [T, D], [L, T, D] or [L, 2D]."""
 
 
 class SoundSource:
     """Reads sound files as float [N] at 16 kHz."""
+
+    time_axis: int | None = -1
 
     def __init__(self, table: Table):
         self.table = table
@@ -102,6 +111,8 @@ class ClipReader:
         source: a ``FeatureStore`` or a ``SoundSource``.
         labels: the model's classes, in order.
         soft_target: clip -> distribution over the classes [C], or None for one-hot of its emotion.
+        enrolled: clips from which batches get the statistics of their clips' speakers; None for none.
+        limit: of these clips to use a speaker; None for all.
     """
 
     def __init__(
@@ -109,15 +120,18 @@ class ClipReader:
         source: Source,
         labels: Sequence[str],
         soft_target: Callable[[Clip], list[float] | None] = lambda clip: None,
+        enrolled: Sequence[Clip] | None = None,
+        limit: int | None = None,
     ):
         self.source = source
         self.labels = tuple(labels)
         self.soft_target = soft_target
+        self.pool = None if enrolled is None else SpeakerPool(enrolled, self.read, source.time_axis, limit)
         self.kept: dict[str, Tensor] = {}
         self.room = CACHE_BYTES
 
     def read(self, clip: Clip) -> Tensor:
-        """Return a clip's whole input, float [T, D] or [N]."""
+        """Return a clip's whole input: [N], [T, D], [L, T, D] or [L, 2D]."""
         value = self.kept.get(clip.clip)
         if value is None:
             value = self.source.read(clip)
@@ -131,26 +145,37 @@ class ClipReader:
         """Return a batch of random crops, all of ``length``; a shorter clip is repeated until it is long enough.
 
         No padding enters, so batch statistics see speech alone. Where a crop begins depends on
-        (seed, epoch, clip) only.
+        (seed, epoch, clip) only. Statistics have no time and stay whole.
         """
+        axis = self.source.time_axis
+        if axis is None:
+            return self.whole(clips)
         starts = ClipRandom(seed, epoch, -1, [clip.clip for clip in clips]).uniform().tolist()
         inputs = []
         for clip, start in zip(clips, starts, strict=True):
             value = self.read(clip)
-            if len(value) < length:
-                repeats = -(-length // len(value))
-                value = value.repeat(repeats, *[1] * (value.dim() - 1))
-            first = int(start * (len(value) - length + 1))
-            inputs.append(value[first : first + length].float())
-        lengths = torch.full((len(clips),), length)
-        return Batch(torch.stack(inputs), lengths, self.targets(clips), list(clips))
+            size = value.shape[axis]
+            if size < length:
+                value = torch.cat([value] * -(-length // size), axis)
+                size = value.shape[axis]
+            inputs.append(value.narrow(axis, int(start * (size - length + 1)), length).float())
+        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips)
 
     def whole(self, clips: Sequence[Clip]) -> Batch:
         """Return a batch of whole clips, padded with zeros to the longest."""
         inputs = [self.read(clip).float() for clip in clips]
-        lengths = torch.tensor([len(value) for value in inputs])
-        padded = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-        return Batch(padded, lengths, self.targets(clips), list(clips))
+        axis = self.source.time_axis
+        if axis is None:
+            return self.batch(torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips)
+        lengths = torch.tensor([value.shape[axis] for value in inputs])
+        # Time goes to the front, where padding works, and back to its place in the batch.
+        padded = pad_sequence([value.movedim(axis, 0) for value in inputs], batch_first=True)
+        return self.batch(padded.movedim(1, axis), lengths, clips)
+
+    def batch(self, inputs: Tensor, lengths: Tensor, clips: Sequence[Clip]) -> Batch:
+        """Add targets and what is known of the speakers."""
+        speakers = None if self.pool is None else self.pool.of(clips)
+        return Batch(inputs, lengths, self.targets(clips), list(clips), speakers)
 
     def targets(self, clips: Sequence[Clip]) -> Tensor:
         """Return targets [B, C]: one-hot or soft; a clip whose emotion the model does not know gets zeros."""
@@ -178,69 +203,3 @@ def check_labels(clips: Sequence[Clip], labels: Sequence[str]) -> None:
                 f"clip '{clip.clip}' is labelled '{clip.emotion}', which the model does not know"
                 f"{nearest(clip.emotion, labels)}; score it across label sets with: just cross RUN {clip.corpus}"
             )
-
-
-def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the batches of an epoch as index arrays, in an order that depends on (seed, epoch) only.
-
-    Sizes differ by at most one and are at least ``batch_size`` where there are that many clips, so that no
-    small rest is left for batch norm to choke on.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return np.array_split(order, max(1, count // batch_size))
-
-
-def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return batches of similar length, longest first, each of at most ``budget`` padded samples or frames.
-
-    A single clip longer than the budget is a batch of its own.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-T = TypeVar("T")
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """Yield ``items`` while a thread makes the next ones; an error of the thread is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def give(message: tuple[str, object]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(message, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not give(("item", item)):
-                    return
-            give(("end", None))
-        except BaseException as error:
-            give(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()

@@ -91,7 +91,7 @@ def training() -> list[Row]:
 def prepared_demo() -> Iterator[None]:
     """Make, prepare and extract the demo corpus in a home of its own, so that a benchmark needs nothing before it."""
     from ser import config, corpora, demo, metadata, preparing, schemes, splits
-    from ser.features import extract
+    from ser.extraction import extract
     from ser.files import corpus_folder
 
     before = os.environ.get("SER_HOME")
@@ -116,7 +116,7 @@ def step_of_fit() -> Row:
 
     from ser import config, runs
     from ser import training as loop
-    from ser.batches import shuffled
+    from ser.samplers import shuffled
     from ser.workbench import set_up
 
     settings = config.load("demo_ecapa", ["train/epochs = 1", "track/wandb = 'off'", "ecapa/channels = 128"])

@@ -29,16 +29,17 @@ __all__ = ["Config", "build", "experiments", "load", "load_features", "settings"
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
-    "labels", "losses", "protocol", "mel", "augment", "features", "ecapa_tdnn", "optim", "tracking", "experiment",
+    "labels", "losses", "protocol", "mel", "augment", "encoders", "features", "ecapa_tdnn", "stats_probe", "optim",
+    "tracking", "experiment",
 )  # fmt: skip
 NOT_BINDABLE = (
     "ClipRandom",
     "FeatureStore",
     "Run",
     "Tracker",
+    "WhisperMel",
     "class_weights",
     "environment",
-    "extract",
     "shared_labels",
 )
 ROOT = "experiment.Experiment"
@@ -125,8 +126,12 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
     return checked(name, list(file_bindings(path)), overrides)
 
 
-def load_features(name: str):
+def load_features(name: str, overrides: Sequence[str] = ()):
     """Build the features of ``gin/features/<name>.gin``.
+
+    Args:
+        name: of the file.
+        overrides: such as ``encoder/keep = 'frames'``.
 
     Raises:
         UserError: no such file, or it is wrong.
@@ -135,7 +140,7 @@ def load_features(name: str):
     if not path.is_file():
         known = (file.stem for file in path.parent.glob("*.gin"))
         raise UserError(f"features '{name}' are unknown{nearest(name, known)}")
-    config = checked(name, list(file_bindings(path)), ())
+    config = checked(name, list(file_bindings(path)), overrides)
     return construct(config, "features.Features")
 
 

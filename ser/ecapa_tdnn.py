@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ser.errors import UserError
-from ser.layers import Classifier, InputNorm, pad_reflect
+from ser.interfaces import Classifier
+from ser.layers import InputNorm, Speakers, pad_reflect
 
 __all__ = ["EcapaTdnn"]
 
@@ -51,6 +52,7 @@ class EcapaTdnn(Classifier):
         if len(set(labels)) != len(labels) or len(labels) < 2:
             raise UserError(f"EcapaTdnn.labels are {', '.join(labels)}; expected two or more, each once")
         self.labels = tuple(labels)
+        self.input_shape = (bands,)
         self.norm = InputNorm(bands, normalisation)
         self.ecapa = ECAPA_TDNN(
             bands,
@@ -63,9 +65,9 @@ class EcapaTdnn(Classifier):
             nn.BatchNorm1d(embedding), nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding, len(self.labels))
         )
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Turn log-mel inputs [B, T, D] and their frames long [B] into logits [B, C]."""
-        return self.head(self.embed(self.norm(inputs, lengths), lengths))
+        return self.head(self.embed(self.norm(inputs, lengths, speakers), lengths))
 
     def embed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the utterance embedding [B, E] of normalised frames [B, T, D]."""

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from ser import dist, metrics, plots, stats
-from ser.batches import ClipReader, bucketed
+from ser.batches import ClipReader
 from ser.errors import UserError
 from ser.features import Features
 from ser.files import append_line, read_csv, write_csv, write_json
-from ser.layers import Classifier
+from ser.interfaces import Classifier
 from ser.metadata import Clip
 from ser.progress import progress as progress_bar
+from ser.samplers import bucketed
 
 __all__ = ["Predictions", "count_scoring", "pool", "predict", "read_predictions", "score", "write_evaluation"]
 
@@ -103,7 +104,7 @@ def predict(
             batch = reader.whole([clips[row] for row in rows]).to(device)
             inputs, lengths = features.frames(batch.inputs, batch.lengths)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits[rows] = model(inputs, lengths).double().cpu().numpy()
+                logits[rows] = model(inputs, lengths, batch.speakers).double().cpu().numpy()
             bar.update(len(rows))
     model.train(was_training)
     bad = np.flatnonzero(~np.isfinite(logits).all(1)).tolist()

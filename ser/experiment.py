@@ -7,7 +7,8 @@ from typing import Any
 from ser.augment import Augmentation
 from ser.errors import UserError, nearest
 from ser.features import Features
-from ser.layers import Classifier
+from ser.interfaces import Classifier
+from ser.layers import normalises_by_speaker
 from ser.losses import Loss
 from ser.optim import AdamW, WarmupCosine
 from ser.protocol import Protocol
@@ -73,6 +74,17 @@ class Experiment:
                 raise UserError(
                     f"Experiment.{slot} is {given!r:.80}; expected a {name}, as in @{name}(), with brackets"
                 )
+        model, features = type(self.model).__name__, self.features
+        if features.front_end.kind != self.model.takes:
+            raise UserError(
+                f"{model} takes {self.model.takes}, but features '{features.store}' are {features.front_end.kind}; "
+                "choose others in gin/features/, or what an encoder keeps: encoder/keep and encoder/layers"
+            )
+        if normalises_by_speaker(self.model) and not features.cached:
+            raise UserError(f"{model}: normalisation by speaker reads stored features; set 'Features.cached = True'")
+        masks = [type(op).__name__ for _, op in self.augment.of_kind("features")]
+        if masks and self.model.takes != "frames":
+            raise UserError(f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}")
         sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
         if self.features.cached and sound:
             raise UserError(

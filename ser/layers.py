@@ -4,6 +4,7 @@ Shapes: B clips, C channels, T frames of the longest clip of the batch; ``length
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,36 @@ from torch.nn import functional as F
 
 from ser.errors import UserError, nearest
 
-__all__ = ["NORMALISATIONS", "Classifier", "InputNorm", "clip_mask", "masked_mean_std", "pad_reflect"]
+__all__ = [
+    "NORMALISATIONS",
+    "InputNorm",
+    "LayerSum",
+    "Speakers",
+    "clip_mask",
+    "masked_mean_std",
+    "normalises_by_speaker",
+    "pad_reflect",
+]
 
-NORMALISATIONS = ("corpus", "clip", "none")
+NORMALISATIONS = ("corpus", "speaker", "clip", "none")
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """What is known of the speakers of B clips without any label; F is a clip's features without time.
+
+    Attributes:
+        count: clips that the statistics are of, float [B].
+        mean, std: float [B, *F]; over all frames of these clips, or over the clips where features have no time.
+    """
+
+    count: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def to(self, device: torch.device) -> "Speakers":
+        """Return the same on another device."""
+        return Speakers(self.count.to(device), self.mean.to(device), self.std.to(device))
 
 
 def clip_mask(lengths: Tensor, frames: int) -> Tensor:
@@ -61,37 +89,42 @@ def masked_mean_std(x: Tensor, lengths: Tensor, smallest: float = 1e-5) -> tuple
     return mean, variance.clamp_min(smallest**2).sqrt()
 
 
-class Classifier(nn.Module):
-    """What every model is: ``forward(inputs, lengths) -> logits`` [B, C], and the names of its C classes."""
-
-    labels: tuple[str, ...]
-
-
 class InputNorm(nn.Module):
-    """Centre features, and scale them where the statistics of a corpus are known.
+    """Centre features, and scale them where more than the clip itself is known.
 
     Args:
-        size: features D.
-        kind: ``corpus`` (statistics of the training part, which keep how loud a clip is), ``clip`` (each clip's
-            own mean, which takes the channel and the loudness out) or ``none``.
+        size: features D, or the shape (L, 2D) of statistics.
+        kind: ``corpus`` (statistics of the training part, which keep how loud a clip is), ``speaker`` (those of
+            the clip's speaker where they are given, drawn towards the corpus's), ``clip`` (each clip's own mean,
+            which takes the channel and the loudness out) or ``none``.
+        prior: clips that the corpus weighs as much as, against those of a speaker.
     """
 
-    def __init__(self, size: int, kind: str = "corpus"):
+    def __init__(self, size: int | tuple[int, ...], kind: str = "corpus", prior: float = 1.0):
         super().__init__()
         if kind not in NORMALISATIONS:
             raise UserError(f"normalisation '{kind}' is unknown{nearest(kind, NORMALISATIONS)}")
         self.kind = kind
+        self.prior = prior
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it needs the statistics of the training part."""
+        return self.kind in ("corpus", "speaker")
+
     @torch.no_grad()
     def fit(self, clips: Iterable[Tensor]) -> None:
-        """Take mean and standard deviation over all frames of ``clips`` [T, D], in double precision."""
+        """Take mean and standard deviation over all frames of ``clips`` [T, *size], in double precision.
+
+        Clips without time are of shape [*size].
+        """
         count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
         for clip in clips:
-            frames = clip.double()
+            frames = clip.double().reshape(-1, *self.mean.shape)
             count += len(frames)
             total = total + frames.sum(0)
             squares = squares + frames.square().sum(0)
@@ -99,10 +132,60 @@ class InputNorm(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_((squares / count - mean.square()).clamp_min(1e-10).sqrt())
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return normalised x [B, T, D]; frames after a clip's end are zero."""
-        if self.kind == "corpus":
-            x = (x - self.mean) / self.std
+    def standardised(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return (x - mean) / std of x [B, *size] or [B, T, *size], by the speaker's statistics if they are given.
+
+        With n clips of a speaker, their mean and variance count n / (n + prior), the corpus's the rest; the
+        variance is that about the mean which comes of it.
+        """
+        mean, std = self.mean, self.std
+        if self.kind == "speaker" and speakers is not None:
+            share = (speakers.count / (speakers.count + self.prior)).view(-1, *[1] * mean.dim())
+            away = speakers.mean - mean
+            variance = share * (speakers.std.square() + (1 - share) * away.square()) + (1 - share) * std.square()
+            mean, std = mean + share * away, variance.clamp_min(1e-10).sqrt()
+            if x.dim() > mean.dim():
+                mean, std = mean[:, None], std[:, None]
+        return (x - mean) / std
+
+    def forward(self, x: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return normalised frames x [B, T, D]; those after a clip's end are zero."""
+        if self.fitted:
+            x = self.standardised(x, speakers)
         elif self.kind == "clip":
             x = x - masked_mean_std(x, lengths)[0][:, None]
         return x.masked_fill(~clip_mask(lengths, x.shape[1])[..., None], 0.0)
+
+
+def normalises_by_speaker(model: nn.Module) -> bool:
+    """Say whether a model looks at what is known of a clip's speaker."""
+    return any(isinstance(module, InputNorm) and module.kind == "speaker" for module in model.modules())
+
+
+class LayerSum(nn.Module):
+    """Learned weighted sum of the layers of an encoder (Yang et al. 2021, https://arxiv.org/abs/2105.01051).
+
+    The weights are a softmax, all equal at the beginning.
+
+    Args:
+        layers: number L of states.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(layers))
+
+    @property
+    def weights(self) -> Tensor:
+        """Share of each layer, float [L], of sum 1."""
+        return self.scores.softmax(0)
+
+    def forward(self, states: Tensor | Iterable[Tensor]) -> Tensor:
+        """Add states [B, L, ...], or L of [B, ...] one after the other, to [B, ...].
+
+        An iterable is used up state by state, so that an encoder's states need not exist at once.
+        """
+        if isinstance(states, Tensor):
+            return torch.einsum("l,bl...->b...", self.weights.to(states.dtype), states)
+        parts = (weight * state for weight, state in zip(self.weights, states, strict=True))
+        return sum(parts, start=torch.zeros((), device=self.scores.device))

@@ -5,15 +5,17 @@ Shapes: B clips, N samples at 16 kHz, T frames, D mel bands; ``lengths`` are lon
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
+from ser.interfaces import FrontEnd
 from ser.layers import clip_mask
 
-__all__ = ["LogMel"]
+__all__ = ["LogMel", "WhisperMel"]
 
 
-class LogMel(nn.Module):
+class LogMel(FrontEnd):
     """Natural logarithm of mel-band power (HTK scale), by torchaudio.
 
     Args:
@@ -55,7 +57,7 @@ class LogMel(nn.Module):
         }  # fmt: skip
 
     @property
-    def rate(self) -> float:
+    def rate(self) -> float:  # type: ignore[override]
         """Frames per second."""
         return SAMPLE_RATE / self.hop
 
@@ -69,3 +71,54 @@ class LogMel(nn.Module):
         frames = self.frames(lengths)
         log_mel = self.mel(sound).clamp_min(self.floor).log().transpose(1, 2)
         return log_mel.masked_fill(~clip_mask(frames, log_mel.shape[1])[..., None], 0.0), frames
+
+
+class WhisperMel(nn.Module):
+    """The log-mel input of Whisper, of each clip's own length instead of 30 s.
+
+    Its frames are those that transformers' ``WhisperFeatureExtractor`` computes of the same clip within 30 s:
+    logarithm to base 10 of mel power (Slaney scale, 25 ms Hann windows every 10 ms), cut off 8 below the clip's
+    maximum, scaled to about [-1, 1]. After a clip's end they are zero, which is what Whisper's convolutions find
+    after 30 s.
+
+    Args:
+        bands: number of mel bands, 80 or (large-v3) 128.
+    """
+
+    WINDOW, HOP = 400, 160  # samples
+    LONGEST = 30 * SAMPLE_RATE  # samples
+
+    def __init__(self, bands: int = 80):
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        filters = melscale_fbanks(self.WINDOW // 2 + 1, 0.0, 8000.0, bands, SAMPLE_RATE, "slaney", "slaney")
+        self.filters: Tensor
+        self.window: Tensor
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames long [B] of clips of ``lengths`` samples: those centred inside the clip."""
+        return torch.div(lengths + self.HOP - 1, self.HOP, rounding_mode="floor")
+
+    def forward(self, sound: Tensor, lengths: Tensor) -> Tensor:
+        """Turn sound [B, N] of at most 30 s into log-mel [B, bands, T], zero after each clip's end."""
+        half, longest = self.WINDOW // 2, int(lengths.max())
+        frames = self.frames(lengths)
+        sound = sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)
+        # Silence follows a clip; what would lie beyond 30 s and before the start is mirrored, as in the original.
+        to_the_end = longest > self.LONGEST - half
+        size = self.LONGEST if to_the_end else max(longest, half + 1)
+        sound = F.pad(sound, (0, size - sound.shape[1]))
+        sound = F.pad(sound[:, None], (half, half if to_the_end else 0), mode="reflect")[:, 0]
+        # One frame more than the clip has may hold its loudest sound: the maximum is over every frame that hears it.
+        total = min(int(frames.max()) + 2, self.LONGEST // self.HOP)
+        needed = (total - 1) * self.HOP + self.WINDOW
+        sound = F.pad(sound, (0, max(0, needed - sound.shape[1])))[:, :needed]
+        power = torch.stft(
+            sound, self.WINDOW, self.HOP, window=self.window, center=False, return_complex=True
+        ).abs().square()  # fmt: skip
+        mel = (self.filters.T @ power).clamp_min(1e-10).log10()
+        mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8) + 4) / 4
+        return mel[..., : int(frames.max())].masked_fill(~clip_mask(frames, int(frames.max()))[:, None], 0)

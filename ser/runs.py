@@ -16,6 +16,7 @@ from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
 from ser.labels import CALM_POLICIES, label_set, shared_labels
+from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
 from ser.state import check_unchanged, is_finished
 from ser.tracking import environment, read_log
@@ -142,7 +143,7 @@ def trained(name: str) -> Trained:
 
 
 def evaluate(
-    name: str, part: str = "test", label_source: str = "", progress: bool = True
+    name: str, part: str = "test", label_source: str = "", speaker_clips: int | None = None, progress: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     """Score a run on one part of its own protocol; return the folder written and the metrics.
 
@@ -150,6 +151,8 @@ def evaluate(
         name: of the run.
         part: test (counted) or val.
         label_source: other labels than those that the run was trained with.
+        speaker_clips: of each speaker to normalise by, the scored clip among them; None for all of the part. For
+            models that normalise by speaker.
         progress: show a bar.
 
     Raises:
@@ -158,16 +161,23 @@ def evaluate(
     if part == "train":
         raise UserError("part 'train': what a model was trained on is never scored; choose val or test")
     model = trained(name)
+    if speaker_clips is not None and (speaker_clips < 1 or not normalises_by_speaker(model.experiment.model)):
+        raise UserError(
+            f"speaker_clips is {speaker_clips}; expected 1 or more, and a model that normalises by speaker "
+            f"({model.run.folder.name} {'does' if normalises_by_speaker(model.experiment.model) else 'does not'})"
+        )
     protocol = model.experiment.protocol
     if label_source and label_source != protocol.label_source:
         protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
     check_unseen(model, clips)
-    predictions = predict(model.experiment, protocol.corpus, clips, progress)
+    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips)
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     if protocol.label_source != model.experiment.protocol.label_source:
         label += f"-{protocol.label_source}"
+    if speaker_clips is not None:
+        label += f"-speaker{speaker_clips}"
     scorings = evaluation.count_scoring(model.run.folder, label) if part == "test" else 0
     about = about_run(model) | {
         "corpus": protocol.corpus,
@@ -179,6 +189,7 @@ def evaluate(
         "clips_missing": protocol.table.missing,
         "raters": heard,
         "tags": tags_of(model.experiment, model.finished),
+        "speaker_clips": speaker_clips,
         "test_scorings": scorings,
     }
     folder = model.run.folder / "eval" / label
@@ -228,10 +239,14 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
     return folder, evaluation.write_evaluation(folder, predictions, about)
 
 
-def predict(experiment: Experiment, corpus: str, clips: Sequence[Clip], progress: bool) -> evaluation.Predictions:
-    """Run the model over clips of any corpus."""
+def predict(
+    experiment: Experiment, corpus: str, clips: Sequence[Clip], progress: bool, speaker_clips: int | None = None
+) -> evaluation.Predictions:
+    """Run the model over clips of any corpus, which are also what it may know of their speakers."""
     features, table = experiment.features, read_table(corpus)
-    reader = ClipReader(open_source(features, table), experiment.model.labels)
+    enrolled = clips if normalises_by_speaker(experiment.model) else None
+    source = open_source(features, table)
+    reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
     return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
@@ -258,7 +273,8 @@ def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip])
 def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     """Return what a reader must know of every figure of a run."""
     dropped = ["clips-dropped"] if experiment.protocol.drop else []
-    return [*experiment.protocol.tags, *dropped, *([] if finished else ["unfinished"])]
+    normalised = ["speaker-normalised"] if normalises_by_speaker(experiment.model) else []
+    return [*experiment.protocol.tags, *normalised, *dropped, *([] if finished else ["unfinished"])]
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip]) -> None:

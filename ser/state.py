@@ -5,15 +5,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ser import checkpoints
 from ser.errors import UserError, some
+from ser.evaluation import Predictions
 from ser.experiment import Experiment, Run
 from ser.protocol import Protocol
 from ser.workbench import Setup
 
-__all__ = ["State", "check_unchanged", "is_finished", "restore", "save"]
+__all__ = ["State", "check_unchanged", "epoch_values", "is_finished", "restore", "save"]
 
 
 @dataclass
@@ -41,6 +43,20 @@ class State:
     finished: bool = False
 
 
+def epoch_values(state: State, figures: dict, predictions: Predictions) -> dict[str, Any]:
+    """Return the line of the log that closes an epoch."""
+    index = [predictions.labels.index(reference) for reference in predictions.references]
+    likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
+    return {
+        "epoch": state.epoch + 1,
+        "hours": (state.train_seconds + state.validation_seconds) / 3600,
+        "epoch/train_loss": float(np.mean(state.losses)),
+        "val/loss": float(-likelihoods.mean()),
+        **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
+        **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
+    }
+
+
 def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setup, resumable: bool = False) -> None:
     """Write a self-describing checkpoint: the model that answers, or everything to resume from."""
     protocol = experiment.protocol
@@ -49,7 +65,7 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
-        "train_speakers": sorted({clip.speaker for clip in protocol.part("train")}),
+        "train_speakers": sorted({clip.speaker for clip in setup.heard}),
         "state": asdict(state),
     }
     if resumable:

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from ser import dist, evaluation, plots
-from ser.batches import Batch, prefetch, shuffled
+from ser.batches import Batch
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
+from ser.interfaces import Solvable
 from ser.interrupts import Interrupted, stop_requests
 from ser.progress import progress as progress_bar
-from ser.state import State, restore, save
+from ser.samplers import prefetch, shuffled
+from ser.solving import solve
+from ser.state import State, epoch_values, restore, save
 from ser.tracking import read_log
 from ser.workbench import Setup, describe, set_up
 
@@ -48,6 +51,9 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
         dist.seed_everything(seed)
     if progress:
         print(describe(experiment, setup, steps))
+    if isinstance(model, Solvable) and model.solves:
+        solve(experiment, run, setup, state, tracker, progress)
+        return state
 
     with stop_requests() as stop, progress_bar(None, "train", steps, "step", progress, state.step) as bar:
         while not state.finished:
@@ -111,7 +117,7 @@ def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, f
     for group in optimizer.param_groups:
         group["lr"] = experiment.optimizer.lr * factor
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-        logits = model(frames, lengths)
+        logits = model(frames, lengths, batch.speakers)
     loss = experiment.loss(logits, targets, setup.weights)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -126,20 +132,6 @@ def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, f
     if setup.averaged is not None:
         setup.averaged.update_parameters(model)
     return {"train/loss": value, "train/lr": experiment.optimizer.lr * factor, "train/grad_norm": float(norm)}
-
-
-def epoch_values(state: State, figures: dict, predictions: evaluation.Predictions) -> dict[str, Any]:
-    """Return the line of the log that closes an epoch."""
-    index = [predictions.labels.index(reference) for reference in predictions.references]
-    likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
-    return {
-        "epoch": state.epoch + 1,
-        "hours": (state.train_seconds + state.validation_seconds) / 3600,
-        "epoch/train_loss": float(np.mean(state.losses)),
-        "val/loss": float(-likelihoods.mean()),
-        **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
-        **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
-    }
 
 
 def dry_run(experiment: Experiment, steps: int = 50) -> None:

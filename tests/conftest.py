@@ -37,7 +37,7 @@ def prepared(tmp_path_factory) -> Path:
     from corpus_factory import prepare_corpus
 
     from ser import config
-    from ser.features import extract
+    from ser.extraction import extract
     from ser.metadata import read_table
 
     folder = tmp_path_factory.mktemp("home")

@@ -19,7 +19,8 @@ from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
 from ser import audio, config
 from ser.corpora import corpus
 from ser.errors import UserError
-from ser.features import Features, FeatureStore, extract
+from ser.extraction import extract
+from ser.features import Features, FeatureStore
 from ser.files import PROJECT
 from ser.mel import LogMel
 from ser.metadata import Table, read_table

@@ -10,15 +10,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
     parser.add_argument("features", help="name of a file in gin/features/, such as logmel80")
+    parser.add_argument("overrides", nargs="*", help="gin bindings such as 'encoder/precision = \"bf16\"'")
     arguments = parser.parse_args()
 
-    from ser import config, metadata
-    from ser.features import extract, store_folder
+    from ser import config, dist, metadata
+    from ser.extraction import extract
+    from ser.features import store_folder
 
-    features = config.load_features(arguments.features)
+    features = config.load_features(arguments.features, arguments.overrides)
     counts = extract(metadata.read_table(arguments.corpus, check_files=True), features)
     done = ", ".join(f"{count} {what}" for what, count in counts.items())
-    print(f"{store_folder(arguments.corpus, features)}: {done}")
+    if dist.is_main():
+        print(f"{store_folder(arguments.corpus, features)}: {done}")
 
 
 if __name__ == "__main__":

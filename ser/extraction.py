@@ -1,0 +1,258 @@
+"""Extraction: the features of a corpus into their store, once, by any number of processes, through any interruption.
+
+Clips of similar length go through the front end together. Workers read and decode the next batches while one is
+computed, and files are written while the next one is. Which clips form a batch depends on the whole corpus
+alone, so an interrupted extraction ends with the same content as an uninterrupted one.
+"""
+
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ser import audio, dist
+from ser.errors import UserError
+from ser.features import Features, check_spec, store_folder
+from ser.files import append_line, locked, read_json, write_atomically, write_json
+from ser.metadata import Clip, Table
+from ser.progress import cores
+from ser.progress import progress as progress_bar
+from ser.samplers import bucketed, prefetch
+
+__all__ = ["extract"]
+
+PACKAGES = ("torch", "torchaudio", "transformers", "soundfile")
+MADE_WITH = "made_with.json"
+HALF_MAX = 65504.0  # largest float16
+
+
+def extract(table: Table, features: Features, progress: bool = True) -> dict[str, int]:
+    """Make the features of every clip of ``table`` that the store lacks, and see that the others are whole.
+
+    Killed at any moment and started again, it ends with the same files as an uninterrupted run. Under torchrun
+    the processes share the batches.
+
+    Returns:
+        ``{"made": ..., "remade": ..., "kept": ...}``; remade files were damaged, foreign, or of changed sound.
+
+    Raises:
+        UserError: unreadable sound, an encoder that cannot be loaded, a store made otherwise, or another
+            extraction at work in it.
+    """
+    folder = store_folder(table.corpus, features)
+    busy = f"{folder}: another process is extracting these features; wait for it or stop it"
+    lock = locked(folder.with_name(f".{folder.name}.lock"), busy) if dist.is_main() else nullcontext()
+    with dist.processes(), lock:
+        if dist.is_main():
+            open_store(folder, table, features)
+        dist.barrier()
+        counts = extract_share(folder, table, features, progress and dist.is_main())
+        counts = dict(zip(counts, dist.summed(counts.values()), strict=True))
+        if dist.is_main():
+            close_store(folder, table)
+    return counts
+
+
+def plan(table: Table, features: Features) -> list[list[Clip]]:
+    """Return the batches of a corpus, longest clips first."""
+    lengths = [round(clip.seconds * audio.SAMPLE_RATE) for clip in table.clips]
+    budget = round(features.front_end.batch_seconds * audio.SAMPLE_RATE)
+    return [[table.clips[row] for row in rows] for rows in bucketed(lengths, budget)]
+
+
+def extract_share(folder: Path, table: Table, features: Features, progress: bool) -> dict[str, int]:
+    """Check and make the files of this process's batches, every ``world_size``-th one."""
+    index, ending = read_json(folder / "index.json"), features.front_end.ending
+    known = index["files"] | read_journals(folder)
+    share = plan(table, features)[dist.rank() :: dist.world_size()]
+    clips = [clip for batch in share for clip in batch]
+    whole = {
+        clip.clip
+        for clip in progress_bar(clips, "check", len(clips), shown=progress)
+        if is_whole(folder / f"{clip.clip}{ending}", table.sound(clip), known.get(clip.clip))
+    }
+    todo = [batch for batch in share if any(clip.clip not in whole for clip in batch)]
+    made = [clip.clip for clip in clips if clip.clip not in whole]
+    remade = sum(name in known or (folder / f"{name}{ending}").exists() for name in made)
+    if todo:
+        check_made_with(folder, index, features)
+        journal = folder / f"journal-{dist.rank()}.jsonl"
+        with progress_bar(None, f"extract {table.corpus} {features.store}", len(clips), shown=progress) as bar:
+            bar.update(len(clips) - sum(map(len, todo)))
+            for files in prefetch(compute(table, features, todo)):
+                for name, frames, content, source in files:
+                    if name not in whole:  # a batch is made whole, so that each clip comes out the same
+                        put(folder / f"{name}{ending}", content)
+                        entry = {"clip": name, "frames": frames, "crc32": zlib.crc32(content), "source_crc32": source}
+                        append_line(journal, json.dumps(entry))
+                bar.update(len(files))
+    return {"made": len(made) - remade, "remade": remade, "kept": len(whole)}
+
+
+File = tuple[str, int, bytes, int]  # clip, frames, content, checksum of its sound file
+
+
+def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]]) -> Iterator[list[File]]:
+    """Yield the files of each batch, ready to be written."""
+    device = dist.device()
+    if device.type == "cpu":
+        dist.keep_freed_memory()
+    front_end = features.front_end.to(device)
+    loader = torch.utils.data.DataLoader(
+        Decoded(table, batches), batch_size=None, num_workers=min(len(batches), cores())
+    )
+    for batch, decoded in zip(batches, loader, strict=True):
+        if isinstance(decoded, UserError):
+            raise decoded
+        sound, lengths, sources = decoded
+        with torch.inference_mode():
+            values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
+            values, counts = stored(values, features).cpu(), frames.tolist()
+        files = []
+        for clip, value, count, source in zip(batch, values, counts, sources, strict=True):
+            value = value if features.front_end.kind == "statistics" else value[..., :count, :]
+            if not torch.isfinite(value).all():
+                raise UserError(
+                    f"{table.sound(clip)}: its features are not finite; compute in 'encoder/precision = \"float32\"'"
+                )
+            files.append((clip.clip, count, content_of(value, features.front_end.ending), source))
+        yield files
+
+
+def stored(values: torch.Tensor, features: Features) -> torch.Tensor:
+    """Return values in the type that the store keeps; what half precision cannot hold is cut off."""
+    if features.dtype == "float32":
+        return values
+    return values.clamp(-HALF_MAX, HALF_MAX).half()
+
+
+def content_of(value: torch.Tensor, ending: str) -> bytes:
+    """Return the bytes of a file that holds one tensor."""
+    buffer = io.BytesIO()
+    if ending == ".pt":
+        torch.save(value.clone(), buffer)  # without the rest of the batch, which a view would bring along
+    else:
+        np.save(buffer, value.numpy())
+    return buffer.getvalue()
+
+
+class Decoded(torch.utils.data.Dataset):
+    """Batch -> padded sound [B, N], lengths [B] and checksums of the files, read in loader workers."""
+
+    def __init__(self, table: Table, batches: Sequence[Sequence[Clip]]):
+        self.table, self.batches = table, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, list[int]] | UserError:
+        paths = [self.table.sound(clip) for clip in self.batches[index]]
+        try:
+            sounds = [torch.from_numpy(audio.read(path)) for path in paths]
+        except UserError as error:  # returned, since a loader would bury its message in a traceback
+            return error
+        padded = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True)
+        return padded, torch.tensor([len(sound) for sound in sounds]), [zlib.crc32(path.read_bytes()) for path in paths]
+
+
+def open_store(folder: Path, table: Table, features: Features) -> None:
+    """Begin a store or open one again; one that was made otherwise is refused.
+
+    Raises:
+        UserError: see ``check_spec``.
+    """
+    path = folder / "index.json"
+    index: dict[str, Any] = {"files": {}}
+    if path.is_file():
+        index = read_json(path)
+        check_spec(folder, index, features)
+    else:
+        spec = features.spec
+        if spec["front_end"].get("precision") == "auto":
+            spec["front_end"]["precision"] = features.front_end.resolved(dist.device())
+        index["spec"] = spec
+    write_index(folder, table, index, index["files"] | read_journals(folder), complete=False)
+
+
+def close_store(folder: Path, table: Table) -> None:
+    """Join what the processes have written down and remove what only an unfinished store needs."""
+    index = read_json(folder / "index.json")
+    if (folder / MADE_WITH).is_file():
+        index["made_with"] = read_json(folder / MADE_WITH)
+    files = index["files"] | read_journals(folder)
+    names = {clip.clip for clip in table.clips}
+    write_index(folder, table, index, {name: entry for name, entry in files.items() if name in names}, complete=True)
+    for left in [*folder.glob("journal-*.jsonl"), *folder.glob(".*.tmp"), folder / MADE_WITH]:
+        left.unlink(missing_ok=True)
+
+
+def check_made_with(folder: Path, index: dict[str, Any], features: Features) -> None:
+    """Raise a UserError where the front end is not the one that made the other files of the store.
+
+    A new store takes it down: in a file that whoever comes first writes, and at the end in the index.
+    """
+    path, now = folder / MADE_WITH, features.front_end.made_with
+    before = index["made_with"] or (read_json(path) if path.is_file() else None)
+    if before is None:
+        write_json(path, now)
+    elif before != now:
+        raise UserError(
+            f"{folder}: made with other weights: {json.dumps(before)}; now: {json.dumps(now)}; "
+            "bring the old weights back, or remove the folder"
+        )
+
+
+def read_journals(folder: Path) -> dict[str, dict]:
+    """Return what the journals of an unfinished store say about each file."""
+    known: dict[str, dict] = {}
+    for journal in sorted(folder.glob("journal-*.jsonl")):
+        for line in journal.read_bytes().split(b"\n"):
+            try:
+                entry = json.loads(line)
+                known[entry.pop("clip")] = entry
+            except (ValueError, KeyError, AttributeError, TypeError):  # the line that the kill cut short
+                continue
+    return known
+
+
+def is_whole(path: Path, source: Path, entry: dict | None) -> bool:
+    """Say whether a clip's file is the one that the store wrote, from the sound that is there now."""
+    if entry is None:
+        return False
+    try:
+        if source.is_file() and zlib.crc32(source.read_bytes()) != entry["source_crc32"]:
+            return False
+        return zlib.crc32(path.read_bytes()) == entry["crc32"]
+    except (OSError, KeyError, TypeError):  # gone, or an entry that is not of this store
+        return False
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file whole, without waiting for the disk: the checksum tells whether it arrived."""
+    write_atomically(path, lambda file: file.write(content), wait=False)
+
+
+def write_index(folder: Path, table: Table, index: dict[str, Any], files: dict[str, dict], complete: bool) -> None:
+    """Write ``index.json``: how the store was made, of which clips, and each file's checksum."""
+    names = sorted(clip.clip for clip in table.clips)
+    write_json(
+        folder / "index.json",
+        {
+            "spec": index["spec"],
+            "made_with": index.get("made_with", {}),
+            "complete": complete,
+            "corpus": table.corpus,
+            "versions": {package: version(package) for package in PACKAGES},
+            "clips": len(names),
+            "clips_sha256": sha256("".join(f"{name}\n" for name in names).encode()).hexdigest(),
+            "files": {name: files[name] for name in sorted(files)},
+        },
+    )

@@ -1,0 +1,122 @@
+"""What every front end, encoder and model is, so that one can stand in for another.
+
+Shapes: B clips, N samples at 16 kHz, T frames, D features, L layers, C classes; ``lengths`` are long[B].
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Classifier", "Encoder", "FrontEnd", "Solvable"]
+
+
+class FrontEnd(nn.Module):
+    """Sound to what a model hears of it: ``forward(sound, lengths) -> (values, frames)``.
+
+    Attributes:
+        kind: ``frames`` [B, T, D], ``layers`` [B, L, T, D] or ``statistics`` [B, L, 2D].
+        suffix: of the store's name: what is kept, where that is a choice.
+        options: the overrides that make this choice again, for a command.
+        ending: of a stored file, ``.npy`` or ``.pt``.
+        batch_seconds: padded sound of an extraction batch; 0 makes each clip a batch of its own.
+        rate: frames per second.
+    """
+
+    kind: str = "frames"
+    suffix: str = ""
+    options: str = ""
+    ending: str = ".npy"
+    batch_seconds: float = 0.0
+    rate: float
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """How the values are made, for the index of a feature store."""
+        raise NotImplementedError
+
+    def resolved(self, device: torch.device) -> str:
+        """Return the precision that it computes in on a device, where that is left open."""
+        raise NotImplementedError
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What else tells whether two files of a store belong together; may be dear to find out."""
+        return {}
+
+
+class Encoder(nn.Module):
+    """A pretrained network: sound to the outputs of its layers.
+
+    State 0 is what goes into the first transformer layer, state k the output of layer k; the last one goes
+    through the final layer norm where the network has one, and is transformers' ``last_hidden_state``.
+
+    Attributes:
+        width: features D of every state.
+        layers: number L of states.
+        rate: frames per second, of every encoder here.
+    """
+
+    width: int
+    layers: int
+    rate: float = 50.0
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer layers."""
+        raise NotImplementedError
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames long [B] of clips of ``lengths`` samples."""
+        raise NotImplementedError
+
+    def states(self, sound: Tensor, lengths: Tensor, last: int | None = None) -> Iterator[Tensor]:
+        """Yield state 0, 1, ... ``last`` [B, T, D] of sound [B, N], zero after each clip's end.
+
+        Nothing above ``last`` (by default the top) is computed. A clip's states are the same alone and in
+        any batch.
+        """
+        raise NotImplementedError
+
+    def pack(self) -> None:
+        """Lay the weights out for inference on the CPU; the encoder can no longer train, move or be saved."""
+        raise NotImplementedError
+
+
+class Classifier(nn.Module):
+    """What every model is: ``forward(inputs, lengths, speakers=None) -> logits`` [B, C].
+
+    Attributes:
+        labels: names of the C classes.
+        takes: kind of its inputs, see ``FrontEnd.kind``.
+        input_shape: of one clip's input without time: (D,), or (L, 2D) of statistics.
+    """
+
+    labels: tuple[str, ...]
+    takes: str = "frames"
+    input_shape: tuple[int, ...]
+
+
+class Solvable(Classifier):
+    """A model whose weights a solver finds at once.
+
+    Attributes:
+        solves: whether it wants that; it may be trained by steps as well.
+        strengths: inverse strengths of the regularisation to try; validation speakers choose.
+        refit: solve once more on the training and validation parts together, with the strength that was chosen.
+    """
+
+    solves: bool
+    strengths: tuple[float, ...]
+    refit: bool
+
+    def solve(self, batch: Any, weights: Tensor, strength: float) -> None:
+        """Find the weights for a batch of all training clips, with class weights float [C].
+
+        Args:
+            batch: ``batches.Batch``.
+            weights: float [C].
+            strength: one of ``strengths``.
+        """
+        raise NotImplementedError

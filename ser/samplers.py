@@ -1,0 +1,76 @@
+"""Which clips go together and in which order, and making the next batch while this one is in use."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+__all__ = ["bucketed", "prefetch", "shuffled"]
+
+
+def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return the batches of an epoch as index arrays, in an order that depends on (seed, epoch) only.
+
+    Sizes differ by at most one and are at least ``batch_size`` where there are that many clips, so that no
+    small rest is left for batch norm to choke on.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return np.array_split(order, max(1, count // batch_size))
+
+
+def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Return batches of similar length, longest first, each of at most ``budget`` padded samples or frames.
+
+    A single clip longer than the budget is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+T = TypeVar("T")
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yield ``items`` while a thread makes the next ones; an error of the thread is raised here."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def give(message: tuple[str, object]) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(message, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not give(("item", item)):
+                    return
+            give(("end", None))
+        except BaseException as error:
+            give(("error", error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,59 @@
+"""Training without steps: a solver finds the weights, validation speakers choose how strongly it is held back."""
+
+import time
+
+import torch
+
+from ser import evaluation, plots
+from ser.errors import UserError
+from ser.experiment import Experiment, Run
+from ser.interfaces import Solvable
+from ser.progress import progress as progress_bar
+from ser.state import State, epoch_values, save
+from ser.tracking import Tracker, read_log
+from ser.workbench import Setup
+
+__all__ = ["solve"]
+
+
+@torch.no_grad()
+def solve(
+    experiment: Experiment, run: Run, setup: Setup, state: State, tracker: Tracker, progress: bool = True
+) -> None:
+    """Solve for each strength, keep the best on validation, and solve again on both parts where the model says so.
+
+    In log, checkpoint and curves each strength stands for an epoch.
+
+    Raises:
+        UserError: averaged weights, which a solver has none of.
+    """
+    model = setup.model
+    assert isinstance(model, Solvable)
+    if setup.averaged is not None:
+        raise UserError("train/average is not 0, but a solver makes no steps to average over; set 'train/average = 0'")
+    train = setup.reader.whole(setup.train).to(setup.weights.device)
+    best = model.strengths[0]
+    for strength in progress_bar(model.strengths, "solve", len(model.strengths), "strength", progress):
+        started = time.perf_counter()
+        model.solve(train, setup.weights, strength)
+        state.step += 1
+        state.train_seconds += time.perf_counter() - started
+        logits = model(train.inputs, train.lengths, train.speakers)
+        state.losses = [float(experiment.loss(logits, train.targets, setup.weights))]
+        predictions = setup.validate(experiment)
+        figures = evaluation.score(predictions)
+        tracker.log(state.step, epoch_values(state, figures, predictions) | {"strength": strength})
+        state.epoch += 1
+        if better := figures["uar"] > state.best_uar:
+            state.best_uar, state.best_epoch, best = figures["uar"], state.epoch, strength
+            save(run.best, experiment, run, state, setup)
+        if progress:
+            print(f"C {strength:<8g} validation UAR {figures['uar']:.3f}{'  best' if better else ''}")
+    state.finished = True
+    if model.refit:
+        both = setup.reader.whole([*setup.train, *setup.validation]).to(setup.weights.device)
+        model.solve(both, setup.weights, best)
+        save(run.best, experiment, run, state, setup)
+    save(run.last, experiment, run, state, setup, resumable=True)
+    plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
+    tracker.close()

@@ -1,0 +1,114 @@
+"""The cheap strong baseline: mean and standard deviation of every layer of a frozen encoder, and a linear classifier.
+
+Shapes: B clips, L layers, D features of a layer, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ser.batches import Batch
+from ser.errors import UserError, nearest
+from ser.interfaces import Solvable
+from ser.layers import InputNorm, LayerSum, Speakers
+
+__all__ = ["StatsProbe"]
+
+LAYERS = ("join", "sum")
+SOLVERS = ("closed_form", "loop")
+NORMALISATIONS = ("corpus", "speaker", "none")
+
+
+class StatsProbe(Solvable):
+    """Multinomial logistic regression on statistics of layers.
+
+    Args:
+        labels: the C classes, in the order of the outputs.
+        width: features D of a layer.
+        layers: number L of layers.
+        combine: ``join`` the layers to 2LD features, or learn a weighted ``sum`` of them (2D features).
+        normalisation: of each feature: ``corpus``, ``speaker`` or ``none``, see ``layers.InputNorm``.
+        prior: clips that the corpus weighs as much as, against those of a speaker.
+        solver: ``closed_form``: scikit-learn's logistic regression, at once; ``loop``: by steps, as any model.
+        strengths: values of its C (inverse strength of the L2 penalty) to try; validation speakers choose.
+        refit: solve again on training and validation parts together with the C that was chosen. Validation
+            figures of the run are those before.
+        dropout: on the features, in the loop.
+    """
+
+    takes = "statistics"
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        width: int,
+        layers: int,
+        combine: str = "join",
+        normalisation: str = "corpus",
+        prior: float = 1.0,
+        solver: str = "closed_form",
+        strengths: Sequence[float] = (0.01,),
+        refit: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if combine not in LAYERS:
+            raise UserError(f"StatsProbe.combine is '{combine}'{nearest(combine, LAYERS)}")
+        if solver not in SOLVERS:
+            raise UserError(f"StatsProbe.solver is '{solver}'{nearest(solver, SOLVERS)}")
+        if normalisation not in NORMALISATIONS:
+            raise UserError(f"StatsProbe.normalisation is '{normalisation}'{nearest(normalisation, NORMALISATIONS)}")
+        if solver == "closed_form" and combine == "sum":
+            raise UserError("StatsProbe: weights of layers are learned in the loop; set 'stats/solver = \"loop\"'")
+        if not strengths or min(strengths) <= 0:
+            raise UserError(f"StatsProbe.strengths is {list(strengths)}; expected one value or more, all above 0")
+        self.labels = tuple(labels)
+        self.input_shape = (layers, 2 * width)
+        self.norm = InputNorm(self.input_shape, normalisation, prior)
+        self.sum = LayerSum(layers) if combine == "sum" else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(2 * width * (1 if self.sum else layers), len(self.labels))
+        self.solves = solver == "closed_form"
+        self.strengths = tuple(strengths)
+        self.refit = refit and self.solves
+
+    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Turn statistics [B, L, 2D] into logits [B, C]; lengths are not looked at."""
+        return self.head(self.dropout(self.features(inputs, speakers)))
+
+    def features(self, inputs: Tensor, speakers: Speakers | None) -> Tensor:
+        """Return what the classifier sees: [B, 2LD], or [B, 2D] of a weighted sum."""
+        x = self.norm.standardised(inputs, speakers)
+        return x.flatten(1) if self.sum is None else self.sum(x)
+
+    @torch.no_grad()
+    def solve(self, batch: Batch, weights: Tensor, strength: float) -> None:
+        """Find the weights by scikit-learn's logistic regression; a soft target is a weighted clip of each class."""
+        x = self.features(batch.inputs, batch.speakers).cpu().double().numpy()
+        rows, classes = batch.targets.cpu().nonzero(as_tuple=True)
+        shares = (batch.targets.cpu()[rows, classes] * weights.cpu()[classes]).numpy()
+        coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)
+        known = classes.unique()
+        self.head.weight.zero_()
+        self.head.bias.fill_(NEVER)
+        self.head.weight[known] = torch.from_numpy(coefficients).to(self.head.weight)
+        self.head.bias[known] = torch.from_numpy(intercepts).to(self.head.bias)
+
+
+NEVER = -30.0  # logit of a class that training has not met
+
+
+def logistic_regression(x, classes, shares, strength: float):
+    """Return coefficients [K, F] and intercepts [K] of the K classes that occur, in rising order."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the figures stand still long before the weights do
+        solver = LogisticRegression(C=strength, max_iter=1000, tol=1e-4).fit(x, classes, shares)
+    if len(solver.classes_) == 2:  # scikit-learn then has one row, of the second class
+        return solver.coef_.repeat(2, 0) * [[-0.5], [0.5]], solver.intercept_.repeat(2) * [-0.5, 0.5]
+    return solver.coef_, solver.intercept_
