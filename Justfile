@@ -12,12 +12,18 @@ allow_missing := ""
 part := "test"
 # label source that `eval` scores against: intended, voice, multimodal; the run's own without it
 labels := ""
+# clips of each speaker that `eval` normalises by, for models that do; all without it
+speaker_clips := ""
+# processes that share the work of `extract`; with GPUs, one each
+gpus := "1"
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
 root := justfile_directory()
 python := root / ".venv/bin/python"
 tools := root / "tools"
+launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --nproc-per-node " + gpus }
+enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
 # list the recipes
@@ -95,11 +101,17 @@ prepare CORPUS: _install
     @'{{ python }}' '{{ tools }}/make_split.py' "$1"
     @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
 
-# features of gin/features/FEATURES.gin into the store; resumes and verifies
+# features of gin/features/FEATURES.gin into the store; resumes and verifies: just gpus=2 extract ravdess hubert_large
 [group('2 features')]
 [no-cd]
-extract CORPUS FEATURES: _install
-    @'{{ python }}' '{{ tools }}/extract.py' "$1" "$2"
+extract CORPUS FEATURES *OVERRIDES: _install
+    @'{{ python }}' {{ launch }} '{{ tools }}/extract.py' "$@"
+
+# UAR of a linear probe on every layer of an encoder, by speaker on the training part; table, picture, gin line
+[group('2 features')]
+[no-cd]
+probe CORPUS FEATURES *OVERRIDES: _install
+    @'{{ python }}' '{{ tools }}/probe.py' "$@"
 
 # resolved, defaulted and unused values of an experiment
 [group('3-5 training')]
@@ -135,7 +147,7 @@ cv EXP *OVERRIDES: _install
 [group('6-7 evaluation')]
 [no-cd]
 eval RUN: _install
-    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}'
+    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }}
 
 # score a run on another corpus, over the shared labels: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
@@ -169,7 +181,7 @@ fmt: _install
     @'{{ root }}/.venv/bin/ruff' format .
     @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
 
-# measure against what a user would pick instead: data, startup, training
+# measure against what a user would pick instead: data, extraction, startup, training
 [group('upkeep')]
 [no-cd]
 bench NAME: _install

@@ -25,7 +25,7 @@ if not hasattr(gin, "register"):
 from gin import config as gin_config
 from gin import config_parser
 
-__all__ = ["Config", "build", "experiments", "load", "load_features", "settings", "show", "snapshot"]
+__all__ = ["Config", "build", "compose", "experiments", "load", "load_features", "settings", "show", "snapshot"]
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
@@ -124,6 +124,22 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
     if first.startswith(HEADER):
         name = first.removeprefix(HEADER).strip()
     return checked(name, list(file_bindings(path)), overrides)
+
+
+def compose(name: str, parts: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+    """Put an experiment together from ``gin/base.gin`` and other files of ``gin/``, and check it.
+
+    Args:
+        name: of the experiment.
+        parts: such as ``data/ravdess``; later ones win.
+        overrides: as of ``load``.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    register_rooms()
+    includes = "".join(f"include 'gin/{part}.gin'\n" for part in ("base", *parts))
+    return checked(name, list(text_bindings(includes, name, PROJECT)), overrides)
 
 
 def load_features(name: str, overrides: Sequence[str] = ()):

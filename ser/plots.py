@@ -1,4 +1,4 @@
-"""Pictures: confusion matrix, training curves, class histogram. Drawn without a display."""
+"""Pictures: confusion matrix, training curves, layers of an encoder, class histogram. Drawn without a display."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from ser.files import write_atomically
 
-__all__ = ["confusion", "curves", "histogram"]
+__all__ = ["confusion", "curves", "histogram", "layers"]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
@@ -84,6 +84,39 @@ def curves(path: Path, log: Sequence[Mapping[str, Any]], title: str) -> None:
         ax.grid(alpha=0.25)
         ax.legend(frameon=False, fontsize=8)
     drawing.suptitle(title, fontsize=10)
+    save(drawing, path)
+
+
+def layers(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the UAR of each layer with its interval, and that of all joined as a line.
+
+    Args:
+        path: of the PNG.
+        rows: with ``layer`` (a number as text, or ``all``), ``uar``, ``uar_low``, ``uar_high`` (None for none).
+        title: above the picture.
+    """
+    single = [row for row in rows if row["layer"] != "all"]
+    places = [int(row["layer"]) for row in single]
+    drawing, (ax,) = figure(max(4.6, 2.4 + 0.28 * len(single)), 3.4)
+    uar = [row["uar"] for row in single]
+    ax.plot(places, uar, color=BLUE, marker="o", ms=4, label="one layer")
+    if all(row["uar_low"] is not None for row in single):
+        low, high = ([row[f"uar_{end}"] for row in single] for end in ("low", "high"))
+        ax.fill_between(places, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % over speakers")
+    for row in rows:
+        if row["layer"] == "all":
+            ax.axhline(row["uar"], color=ORANGE, lw=1.2, label=f"all joined, {row['uar']:.3f}")
+    best = int(np.argmax(uar))
+    ax.annotate(
+        f"{uar[best]:.3f}", (places[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
+        fontsize=8, color=BLUE,
+    )  # fmt: skip
+    ax.set_xlabel("layer (0: before the first)")
+    ax.set_ylabel("UAR")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    drawing.suptitle(title, fontsize=9)
     save(drawing, path)
 
 

@@ -29,6 +29,8 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
         lines.append(f"  absent   no clip of {', '.join(metrics['absent'])}: left out of UAR")
     missing = f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""
     labels = f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}"
+    if clips := metrics.get("speaker_clips"):
+        lines.append(f"  speakers normalised by {clips} of their clips, the scored one among them")
     lines.append(f"  {metrics['n_clips']} clips, {metrics['n_speakers']} speakers{missing}; {labels}")
     lines.append(f"  split {metrics['split_sha256'][:12]}; test scorings {metrics['test_scorings']}")
     return "\n".join([*lines, *(str(folder / name) for name in ("metrics.json", "predictions.csv", "confusion.png"))])

@@ -3,8 +3,10 @@
 Shapes: B clips, L layers, D features of a layer, C classes.
 """
 
+import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +90,7 @@ class StatsProbe(Solvable):
         x = self.features(batch.inputs, batch.speakers).cpu().double().numpy()
         rows, classes = batch.targets.cpu().nonzero(as_tuple=True)
         shares = (batch.targets.cpu()[rows, classes] * weights.cpu()[classes]).numpy()
-        coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)
-        known = classes.unique()
+        known, coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)
         self.head.weight.zero_()
         self.head.bias.fill_(NEVER)
         self.head.weight[known] = torch.from_numpy(coefficients).to(self.head.weight)
@@ -99,16 +100,29 @@ class StatsProbe(Solvable):
 NEVER = -30.0  # logit of a class that training has not met
 
 
-def logistic_regression(x, classes, shares, strength: float):
-    """Return coefficients [K, F] and intercepts [K] of the K classes that occur, in rising order."""
-    import warnings
+def logistic_regression(
+    x: np.ndarray, classes: np.ndarray, shares: np.ndarray, strength: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit scikit-learn's multinomial logistic regression with an L2 penalty.
 
+    Args:
+        x: float [N, F].
+        classes: int [N].
+        shares: weight of each row, float [N].
+        strength: its C.
+
+    Returns:
+        The K classes that occur, int [K], their coefficients [K, F] and intercepts [K].
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    # More features than clips: turned so that all but N features are zero, the problem is the same and smaller.
+    turn = np.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [F, N]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the figures stand still long before the weights do
-        solver = LogisticRegression(C=strength, max_iter=1000, tol=1e-4).fit(x, classes, shares)
+        solver = LogisticRegression(C=strength, max_iter=1000).fit(x if turn is None else x @ turn, classes, shares)
+    coefficients, intercepts = solver.coef_, solver.intercept_
     if len(solver.classes_) == 2:  # scikit-learn then has one row, of the second class
-        return solver.coef_.repeat(2, 0) * [[-0.5], [0.5]], solver.intercept_.repeat(2) * [-0.5, 0.5]
-    return solver.coef_, solver.intercept_
+        coefficients, intercepts = coefficients * [[-0.5], [0.5]], intercepts * [-0.5, 0.5]
+    return solver.classes_, coefficients if turn is None else coefficients @ turn.T, intercepts

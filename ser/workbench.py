@@ -13,7 +13,7 @@ from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, check_labels, open_source
 from ser.errors import UserError
 from ser.experiment import Experiment
-from ser.interfaces import Classifier
+from ser.interfaces import Classifier, Solvable
 from ser.layers import InputNorm, normalises_by_speaker
 from ser.losses import class_weights
 from ser.metadata import Clip
@@ -137,10 +137,12 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tags = "".join(f"[{tag}] " for tag in protocol.tags)
+    solved = isinstance(model, Solvable) and model.solves
+    effort = f"solved for C of {', '.join(map(str, model.strengths))}" if solved else f"at most {steps} steps"
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
         f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
-        f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, at most {steps} steps"
+        f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, {effort}"
     )

@@ -11,11 +11,13 @@ def main() -> None:
     parser.add_argument("run", help="name of a run in outputs/, a path, or last")
     parser.add_argument("--part", default="test", help="test (counted) or val")
     parser.add_argument("--labels", default="", help="score against another label source than the run was trained with")
+    parser.add_argument("--speaker-clips", type=int, help="clips of each speaker to normalise by; all without it")
     arguments = parser.parse_args()
 
     from ser import reporting, runs
 
-    print(reporting.evaluation(*runs.evaluate(arguments.run, arguments.part, arguments.labels)))
+    scored = runs.evaluate(arguments.run, arguments.part, arguments.labels, arguments.speaker_clips)
+    print(reporting.evaluation(*scored))
 
 
 if __name__ == "__main__":

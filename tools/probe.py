@@ -1,0 +1,25 @@
+"""Phase 2: a linear probe on every layer of stored encoder statistics; writes a table and a picture."""
+
+import argparse
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
+    parser.add_argument("features", help="name of a file in gin/features/, such as whisper_tiny_en")
+    parser.add_argument("overrides", nargs="*", help="gin bindings such as 'split/fold = 2'")
+    arguments = parser.parse_args()
+
+    from ser import config, probing
+
+    parts = (f"data/{arguments.corpus}", f"features/{arguments.features}", "augment/none", "model/stats_probe")
+    settings = config.compose(f"{arguments.corpus}_{arguments.features}_probe", parts, arguments.overrides)
+    experiment = config.build(settings)
+    print(probing.table(experiment, *probing.probe(experiment)))
+
+
+if __name__ == "__main__":
+    main()
