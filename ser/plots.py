@@ -108,7 +108,7 @@ def layers(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
             ax.axhline(row["uar"], color=ORANGE, lw=1.2, label=f"all joined, {row['uar']:.3f}")
     best = int(np.argmax(uar))
     ax.annotate(
-        f"{uar[best]:.3f}", (places[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
+        f"{uar[best]:.3f}", (places[best], uar[best]), xytext=(0, -14), textcoords="offset points", ha="center",
         fontsize=8, color=BLUE,
     )  # fmt: skip
     ax.set_xlabel("layer (0: before the first)")

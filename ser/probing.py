@@ -65,19 +65,14 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     logits = {name: np.zeros((len(clips), len(model.labels))) for name in inputs}
     for (name, fold), answer in zip(work, progress_bar(jobs, "probe", len(work), "fit", progress), strict=True):
         logits[name][folds[fold]] = answer
-    rows = [
-        row_of(
-            name, evaluation.Predictions(batch.names, list(speakers), [c.emotion for c in clips], model.labels, each)
-        )
-        for name, each in logits.items()
-    ]
-    fold = "" if protocol.fold is None else f"-fold{protocol.fold}"
-    folder = outputs_folder() / "probe" / f"{protocol.corpus}-{protocol.scheme}{fold}-{experiment.features.store}"
-    title = f"{experiment.features.name} on {protocol.describe()}, training part: {len(folds)} folds by speaker"
+    about = (batch.names, list(speakers), [clip.emotion for clip in clips], model.labels)
+    rows = [row_of(name, evaluation.Predictions(*about, each)) for name, each in logits.items()]
+    part = protocol.scheme if protocol.fold is None else f"{protocol.scheme}-fold{protocol.fold}"
+    folder = outputs_folder() / "probe" / f"{protocol.corpus}-{part}-{experiment.features.store}"
+    title = f"{experiment.features.name} on {protocol.describe()}\ntraining part, {len(folds)} folds by speaker"
     write_csv(folder / "layers.csv", COLUMNS, rows)
-    write_json(
-        folder / "probe.json", {"title": title, "strength": model.strengths[0], "clips": len(clips), "rows": rows}
-    )
+    facts = {"title": title, "strength": model.strengths[0], "clips": len(clips)}
+    write_json(folder / "probe.json", facts | {"split_sha256": protocol.split.sha256, "rows": rows})
     plots.layers(folder / "layers.png", rows, title)
     return folder, rows
 
