@@ -78,8 +78,8 @@ class WhisperMel(nn.Module):
 
     Its frames are those that transformers' ``WhisperFeatureExtractor`` computes of the same clip within 30 s:
     logarithm to base 10 of mel power (Slaney scale, 25 ms Hann windows every 10 ms), cut off 8 below the clip's
-    maximum, scaled to about [-1, 1]. After a clip's end they are zero, which is what Whisper's convolutions find
-    after 30 s.
+    maximum, scaled to about [-1, 1]. Silence follows a clip, as Whisper was trained; two frames of it are as many
+    as the encoder's convolutions reach beyond a clip's end.
 
     Args:
         bands: number of mel bands, 80 or (large-v3) 128.
@@ -103,7 +103,7 @@ class WhisperMel(nn.Module):
         return torch.div(lengths + self.HOP - 1, self.HOP, rounding_mode="floor")
 
     def forward(self, sound: Tensor, lengths: Tensor) -> Tensor:
-        """Turn sound [B, N] of at most 30 s into log-mel [B, bands, T], zero after each clip's end."""
+        """Turn sound [B, N] of at most 30 s into log-mel [B, bands, T], T two frames more than the longest clip's."""
         half, longest = self.WINDOW // 2, int(lengths.max())
         frames = self.frames(lengths)
         sound = sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)
@@ -112,7 +112,6 @@ class WhisperMel(nn.Module):
         size = self.LONGEST if to_the_end else max(longest, half + 1)
         sound = F.pad(sound, (0, size - sound.shape[1]))
         sound = F.pad(sound[:, None], (half, half if to_the_end else 0), mode="reflect")[:, 0]
-        # One frame more than the clip has may hold its loudest sound: the maximum is over every frame that hears it.
         total = min(int(frames.max()) + 2, self.LONGEST // self.HOP)
         needed = (total - 1) * self.HOP + self.WINDOW
         sound = F.pad(sound, (0, max(0, needed - sound.shape[1])))[:, :needed]
@@ -120,5 +119,5 @@ class WhisperMel(nn.Module):
             sound, self.WINDOW, self.HOP, window=self.window, center=False, return_complex=True
         ).abs().square()  # fmt: skip
         mel = (self.filters.T @ power).clamp_min(1e-10).log10()
-        mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8) + 4) / 4
-        return mel[..., : int(frames.max())].masked_fill(~clip_mask(frames, int(frames.max()))[:, None], 0)
+        # The silent frames count for the maximum too: the first of them may hold the end of a loud sound.
+        return (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8) + 4) / 4

@@ -1,8 +1,8 @@
 """Whisper's encoder without the thirty-second tax: as many positions as the batch needs, and no leak from padding.
 
 transformers' encoder takes 30 s or nothing and ignores masks. Here its layers, with the same weights, see a
-clip's own frames alone: the mel is zero after a clip's end and so is what lies between the two convolutions,
-positions stop where the longest clip of the batch stops, and nothing attends beyond a clip's end.
+clip's own frames alone: the convolutions find the same silence after a clip's end in any batch, positions stop
+where the longest clip stops, and nothing attends beyond a clip's end.
 
 At exactly 30 s the result is transformers'. Below, it is *not*: Whisper was trained on speech followed by
 silence up to 30 s, which shorter contexts lack. The first layers hardly notice; for emotion the short context is
@@ -69,10 +69,9 @@ class WhisperEncoder(Encoder):
     def short(self, sound: Tensor, lengths: Tensor, last: int) -> Iterator[Tensor]:
         """Yield the outputs of the layers for clips of at most 30 s."""
         model = self.model
-        mel_frames, frames = self.mel.frames(lengths), self.frames(lengths)
+        frames = self.frames(lengths)
         x = self.mel(sound, lengths).to(model.conv1.weight.dtype)
-        x = F.gelu(model.conv1(x)).masked_fill(~clip_mask(mel_frames, x.shape[2])[:, None], 0)
-        x = F.gelu(model.conv2(x)).transpose(1, 2)
+        x = F.gelu(model.conv2(F.gelu(model.conv1(x)))).transpose(1, 2)[:, : int(frames.max())]
         x = x + model.embed_positions.weight[: x.shape[1]]
         x = F.dropout(x, model.dropout, model.training)
         mask = clip_mask(frames, x.shape[1])

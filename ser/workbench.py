@@ -137,8 +137,9 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tags = "".join(f"[{tag}] " for tag in protocol.tags)
-    solved = isinstance(model, Solvable) and model.solves
-    effort = f"solved for C of {', '.join(map(str, model.strengths))}" if solved else f"at most {steps} steps"
+    effort = f"at most {steps} steps"
+    if isinstance(model, Solvable) and model.solves:
+        effort = f"solved for C of {', '.join(map(str, model.strengths))}"
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
