@@ -2,7 +2,8 @@
 
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
-ground    errors, interrupts, files, progress, labels, audio, layers, interfaces, dist, metrics, stats, losses, plots
+ground    annotations, errors, interrupts, files, progress, plots
+basics    labels, audio, layers, interfaces, dist, metrics, stats, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, packing, wave_encoders, whisper_encoder, encoders
@@ -10,7 +11,7 @@ store     speakers, samplers, features, extraction, batches
 models    ecapa_tdnn, stats_probe
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, solving, training
 after     probing, summary, reporting
-door      config, runs, benchmarks, cli
+door      config, runs, measuring, bench_extraction, benchmarks, cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.
 """

@@ -1,65 +1,25 @@
-"""Benchmarks: ours against what a user would pick instead, interleaved in one run, as a ratio of medians."""
+"""The benchmarks: ours against what a user would pick instead; ``bench_extraction`` has its own room."""
 
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ser.bench_extraction import extraction
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, outputs_folder, write_json
+from ser.measuring import Row, compare, limited
 from ser.tracking import environment
 
-__all__ = ["BENCHMARKS", "Row", "compare", "run", "table"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        what: is measured, with its unit.
-        ours, peer: medians over the repeats.
-        ratio: ours / peer.
-        better: ``higher`` or ``lower``, of the ratio.
-        goal: for the ratio.
-        met: the goal is reached.
-    """
-
-    what: str
-    ours: float
-    peer: float
-    ratio: float
-    better: str
-    goal: float
-    met: bool
-
-
-def compare(
-    what: str,
-    ours: Callable[[], float],
-    peer: Callable[[], float],
-    goal: float,
-    better: str = "lower",
-    repeats: int = 9,
-) -> Row:
-    """Measure two things in turn, after a warm-up of each, and compare their medians."""
-    ours(), peer()
-    mine, others = [], []
-    for _ in range(repeats):
-        mine.append(ours())
-        others.append(peer())
-    ratio = statistics.median(mine) / statistics.median(others)
-    met = ratio <= goal if better == "lower" else ratio >= goal
-    return Row(what, statistics.median(mine), statistics.median(others), ratio, better, goal, met)
+__all__ = ["BENCHMARKS", "run"]
 
 
 def startup() -> list[Row]:
@@ -170,11 +130,6 @@ def data() -> list[Row]:
     ]
 
 
-def limited(what: str, ours: float, allowed: float) -> Row:
-    """Return a row that compares a figure with what is allowed."""
-    return Row(what, ours, allowed, ours / allowed, "lower", 1.0, ours <= allowed)
-
-
 def data_phase(size: int) -> None:
     """Take a synthetic corpus of ``size`` clips through phase 1, sound apart, and print seconds and peak memory."""
     import resource
@@ -204,7 +159,7 @@ def data_phase(size: int) -> None:
     print(json.dumps({"seconds": seconds, "gib": gib}))
 
 
-BENCHMARKS = {"data": data, "startup": startup, "training": training}
+BENCHMARKS = {"data": data, "extraction": extraction, "startup": startup, "training": training}
 
 
 def run(name: str) -> tuple[Path, list[Row]]:
@@ -222,15 +177,3 @@ def run(name: str) -> tuple[Path, list[Row]]:
     versions = {"python": about["python"], **about["packages"]}
     write_json(path, {"machine": machine, "versions": versions, "rows": [asdict(row) for row in rows]})
     return path, rows
-
-
-def table(rows: list[Row]) -> str:
-    """Return the rows for people."""
-    lines = [f"{'':<60}{'ours':>9}{'peer':>9}{'ratio':>8}{'goal':>9}"]
-    for row in rows:
-        sign = "<=" if row.better == "lower" else ">="
-        verdict = "met" if row.met else "missed"
-        lines.append(
-            f"{row.what:<60}{row.ours:>9.3f}{row.peer:>9.3f}{row.ratio:>8.3f}{sign:>4}{row.goal:<5.2f} {verdict}"
-        )
-    return "\n".join(lines)

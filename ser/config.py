@@ -6,7 +6,6 @@ that can be wrong with a configuration is said before anything starts, in one li
 
 import inspect
 import tokenize
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import gin
 
+from ser.annotations import fits, type_name
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT
 
@@ -299,7 +299,7 @@ def check_value(binding: Binding, macros: dict[str, Any]) -> None:
     if not binding.parameter:
         return
     wanted = parameter_type(binding)
-    if not fits(value, wanted):
+    if not fits(value, wanted, gin_config.ConfigurableReference):  # constructors see to references
         name = macro_name(binding.value) if is_macro(binding.value) else binding.key
         raise UserError(
             f"{binding.where}: {name} is {value!r}, of type {type(value).__name__}; expected {type_name(wanted)}"
@@ -326,30 +326,6 @@ def parameter_type(binding: Binding) -> Any:
     full = canonical(binding).rpartition("/")[2].rpartition(".")[0]
     target = registered[full]
     return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get(binding.parameter, Any)
-
-
-def fits(value: Any, wanted: Any) -> bool:
-    """Say whether a literal may stand where ``wanted`` is annotated; references are left to the constructors."""
-    if wanted is Any or isinstance(value, gin_config.ConfigurableReference):
-        return True
-    origin = typing.get_origin(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, option) for option in typing.get_args(wanted))
-    if wanted in (None, type(None)):
-        return value is None
-    if wanted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (Sequence, list, tuple):
-        inner = typing.get_args(wanted)[:1]
-        return isinstance(value, list | tuple) and all(fits(item, inner[0] if inner else Any) for item in value)
-    return isinstance(value, wanted) if inspect.isclass(wanted) else True
-
-
-def type_name(wanted: Any) -> str:
-    """Name a type for people."""
-    return wanted.__name__ if inspect.isclass(wanted) else str(wanted).replace("typing.", "")
 
 
 def bind(config: Config) -> None:

@@ -13,6 +13,7 @@ from ser import evaluation, plots
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
 from ser.experiment import Experiment
+from ser.features import Features
 from ser.files import outputs_folder, write_csv, write_json
 from ser.losses import class_weights
 from ser.progress import cores
@@ -75,6 +76,12 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     write_json(folder / "probe.json", facts | {"split_sha256": protocol.split.sha256, "rows": rows})
     plots.layers(folder / "layers.png", rows, title)
     return folder, rows
+
+
+def check_layers(features: Features) -> None:
+    """Raise a UserError where features are not of an encoder's layers."""
+    if "layers" not in features.front_end.spec:
+        raise UserError(f"features '{features.name}' have no layers to compare; choose those of an encoder")
 
 
 def folds_by_speaker(speakers: np.ndarray) -> list[np.ndarray]:

@@ -49,6 +49,26 @@ def prepared(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def encoded(prepared) -> Path:
+    """Return the prepared home with statistics of a random Whisper for its RAVDESS-like corpus."""
+    import torch
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    from ser import config
+    from ser.extraction import extract
+    from ser.metadata import read_table
+
+    torch.manual_seed(0)
+    shape = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 256}
+    WhisperEncoder(WhisperConfig(**shape)).save_pretrained(prepared / "data/encoders/openai/whisper-tiny.en")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(prepared))
+        extract(read_table("ravdess"), config.load_features("whisper_tiny_en"), progress=False)
+    return prepared
+
+
 @pytest.fixture
 def trained_home(prepared, tmp_path, monkeypatch) -> Path:
     """Return a home that shares the prepared data and has outputs of its own."""

@@ -15,7 +15,9 @@ from ser.files import PROJECT
 ROOMS = [
     room.strip()
     for line in ser.__doc__.splitlines()
-    if line.startswith(("ground ", "table ", "raw ", "signal ", "store ", "models ", "learning ", "after ", "door "))
+    if line.startswith(
+        ("ground ", "basics ", "table ", "raw ", "signal ", "store ", "models ", "learning ", "after ", "door ")
+    )
     for room in line.split(maxsplit=1)[1].split(",")
 ]
 

@@ -8,13 +8,13 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="data, startup or training")
+    parser.add_argument("name", help="data, extraction, startup or training")
     arguments = parser.parse_args()
 
-    from ser import benchmarks
+    from ser import benchmarks, measuring
 
     path, rows = benchmarks.run(arguments.name)
-    print(f"{benchmarks.table(rows)}\n{path}")
+    print(f"{measuring.table(rows)}\n{path}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def main() -> None:
 
     from ser import config, probing
 
+    probing.check_layers(config.load_features(arguments.features))
     parts = (f"data/{arguments.corpus}", f"features/{arguments.features}", "augment/none", "model/stats_probe")
     settings = config.compose(f"{arguments.corpus}_{arguments.features}_probe", parts, arguments.overrides)
     experiment = config.build(settings)
