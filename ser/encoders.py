@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ser import dist
-from ser.errors import UserError, nearest
+from ser.errors import UserError, nearest, some
 from ser.files import data_folder
 from ser.interfaces import Encoder, FrontEnd
 from ser.layers import masked_mean_std
@@ -34,8 +34,8 @@ class Pretrained:
     """An encoder that is loaded when it is first needed.
 
     Args:
-        source: name on the Hugging Face hub, or a folder with config.json, preprocessor_config.json and
-            model.safetensors. A name is looked up in ``data/encoders/<name>/`` before the hub is asked.
+        source: name on the Hugging Face hub, or a folder with config.json, model.safetensors and (all but Whisper)
+            preprocessor_config.json. A name is looked up in ``data/encoders/<name>/`` before the hub is asked.
         width: features D of its states; checked when it is loaded.
         states: number L of its states, the convolutions' and each layer's; checked.
         revision: branch, tag or commit on the hub.
@@ -185,21 +185,26 @@ class EncoderFeatures(FrontEnd):
 
 def load(source: str, revision: str) -> Encoder:
     """Load an encoder from a folder or the hub, in float32; see ``Pretrained`` for ``source``."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
     from transformers.models.whisper import modeling_whisper
     from transformers.utils import logging
 
-    from ser.wave_encoders import WaveEncoder
+    from ser.wave_encoders import FAMILIES, WaveEncoder
     from ser.whisper_encoder import WhisperEncoder
 
     folder = find(source)
     model: Any
     where: dict[str, Any] = {"pretrained_model_name_or_path": folder or source, "revision": revision}
     logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     logging.set_verbosity_error()  # it would list the weights of the decoder that are left out
+    hub_logging.set_verbosity_error()  # and each attempt without a network
     try:
         settings = AutoConfig.from_pretrained(**where)
+        if settings.model_type not in (*FAMILIES, "whisper"):
+            known = ", ".join((*FAMILIES, "whisper"))
+            raise UserError(f"is of the family '{settings.model_type}'; choose an encoder of {known}")
         options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
         if settings.model_type == "whisper":
             model, info = modeling_whisper.WhisperEncoder.from_pretrained(  # type: ignore[misc]
@@ -213,15 +218,16 @@ def load(source: str, revision: str) -> Encoder:
             )
             sound, _ = Wav2Vec2FeatureExtractor.get_feature_extractor_dict(**where)
             encoder = WaveEncoder(model, normalise=sound.get("do_normalize", True))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{folder or source}: {error}") from error
     except Exception as error:  # whatever transformers, safetensors and the network raise
         raise cannot_load(source, folder, error) from error
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         logging.enable_progress_bar()
     if lacking := sorted(set(info["missing_keys"]) - UNUSED_WEIGHTS):
-        raise UserError(f"{folder or source}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}")
+        raise UserError(f"{folder or source}: lacks weights of the encoder: {some(lacking)}; copy or download it again")
     return encoder
 
 
@@ -241,7 +247,8 @@ def find(source: str) -> Path | None:
 
 def cannot_load(source: str, folder: Path | None, error: Exception) -> UserError:
     """Say in one line why an encoder was not loaded and what to do."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = str(error).strip().partition("\n")[0].removesuffix("For details look at the above report!").strip()
+    reason = reason or type(error).__name__
     if folder is not None:
         return UserError(f"{folder}: not a whole pretrained encoder ({reason}); copy or download it again")
     return UserError(
@@ -254,6 +261,8 @@ def fingerprint(encoder: Encoder) -> str:
     """Return the SHA-256 of an encoder's weights, names included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
+        if name.rpartition(".")[2] in UNUSED_WEIGHTS:  # random where the checkpoint lacks it
+            continue
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -98,6 +98,12 @@ class WhisperMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Follow an encoder to another device, but not to half precision, in which bands would leak."""
+        device = fn(self.window).device
+        self.filters, self.window = self.filters.to(device), self.window.to(device)
+        return self
+
     def frames(self, lengths: Tensor) -> Tensor:
         """Return the number of frames long [B] of clips of ``lengths`` samples: those centred inside the clip."""
         return torch.div(lengths + self.HOP - 1, self.HOP, rounding_mode="floor")

@@ -30,6 +30,7 @@ from ser.packing import PackedLinear, pack
 __all__ = ["FAMILIES", "WaveEncoder"]
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
+TINY = 1e-10  # smallest deviation: the root of zero, of a silent clip, has no gradient
 
 
 class WaveEncoder(Encoder):
@@ -48,11 +49,7 @@ class WaveEncoder(Encoder):
         settings = model.config
         for option in ("conv_pos_batch_norm", "add_adapter"):
             if getattr(settings, option, False):
-                raise UserError(
-                    f"encoder: {option} of {settings.model_type} is not supported; choose another checkpoint"
-                )
-        if settings.model_type not in FAMILIES:
-            raise UserError(f"encoder: model_type '{settings.model_type}'; expected {', '.join(FAMILIES)} or whisper")
+                raise UserError(f"its {option} cannot be run one clip like another; choose another checkpoint")
         self.model = model
         self.normalise = normalise
         self.width = settings.hidden_size
@@ -60,7 +57,7 @@ class WaveEncoder(Encoder):
         self.steps = list(zip(settings.conv_kernel, settings.conv_stride, strict=True))
         self.hop = math.prod(settings.conv_stride)  # samples
         if self.hop != SAMPLE_RATE / self.rate:
-            raise UserError(f"encoder: a frame every {self.hop} samples; expected {SAMPLE_RATE / self.rate:.0f}")
+            raise UserError(f"has a frame every {self.hop} samples; choose one with {SAMPLE_RATE / self.rate:.0f}")
         self.wavlm = settings.model_type == "wavlm"
         # The stable variant has its layer norms inside the layers, and one after the last.
         self.norm_first = settings.do_stable_layer_norm
@@ -105,7 +102,7 @@ class WaveEncoder(Encoder):
     def prepared(self, sound: Tensor, lengths: Tensor) -> Tensor:
         """Return sound [B, N], zero after each clip's end, normalised as the checkpoint demands."""
         if self.normalise:
-            mean, std = masked_mean_std(sound[..., None], lengths, 0.0)
+            mean, std = masked_mean_std(sound[..., None], lengths, TINY)
             sound = (sound - mean) / (std.square() + 1e-7).sqrt()
         return sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)
 
@@ -189,7 +186,7 @@ def clip_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor, clips: int) -> Ten
     That is ``norm``, a group norm with one channel a group, of each clip alone.
     """
     x = x.view(clips, -1, x.shape[1])
-    mean, std = masked_mean_std(x.float(), lengths, 0.0)
+    mean, std = masked_mean_std(x.float(), lengths, TINY)
     scale = norm.weight / (std.square() + norm.eps).sqrt()
     x = x * scale[:, None].to(x.dtype) + (norm.bias - mean * scale)[:, None].to(x.dtype)
     return x.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The log-mel front end against torchaudio, and a clip alone against the same clip in a batch."""
+"""The log-mel front ends against torchaudio and transformers, and a clip alone against the same clip in a batch."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchaudio.transforms import MelSpectrogram
 
-from ser.mel import LogMel
+from ser.mel import LogMel, WhisperMel
 
 LENGTHS = torch.tensor([8000, 4800, 4801, 4799, 401, 1])
 
@@ -96,3 +96,89 @@ def test_a_long_window_is_heard_whole():
     click[2400] = 1.0
     heard = (alone(LogMel(window_ms=64.0, bands=40), click).mean(1) > math.log(2e-5)).sum().item()
     assert 5 <= heard <= 7  # frames 10 ms apart whose window of 64 ms holds the click
+
+
+def speech(length, seed=1):
+    """Return sound whose loudness comes and goes, so that some frames are cut off below the clip's maximum."""
+    generator = torch.Generator().manual_seed(seed)
+    swell = torch.cos(2 * math.pi * torch.arange(length) / 5000).clamp_min(0) ** 4
+    return (0.2 * swell + 1e-5) * torch.randn(length, generator=generator)
+
+
+def whisper_alone(mel, sound):
+    return mel(sound[None], torch.tensor([len(sound)]))[0]
+
+
+@pytest.fixture(scope="module", params=[80, 128])
+def whisper(request):
+    """Return the mel of Whisper and transformers' own, which sees each clip within 30 s."""
+    from transformers import WhisperFeatureExtractor
+
+    peer = WhisperFeatureExtractor(feature_size=request.param)
+
+    def extract(sound):
+        return torch.tensor(peer(sound.numpy(), sampling_rate=16_000).input_features[0])
+
+    return WhisperMel(request.param), extract
+
+
+@pytest.mark.parametrize("length", [1, 159, 160, 161, 800, 12_345, 240_000, 479_640, 479_801, 479_999, 480_000])
+def test_whispers_mel_is_that_of_transformers(whisper, length):
+    mel, extract = whisper
+    sound = speech(length)
+    ours, peer = whisper_alone(mel, sound), extract(sound)
+    own = math.ceil(length / 160)
+    assert mel.frames(torch.tensor([length])).tolist() == [own]
+    assert ours.shape == (len(peer), min(own + 2, 3000))  # the silence that the convolutions see after the clip
+    torch.testing.assert_close(ours, peer[:, : ours.shape[1]], rtol=0, atol=1e-4)
+
+
+def test_whispers_mel_of_a_loud_end_is_that_of_transformers(whisper):
+    """The maximum, from which the cut-off counts, may lie in a frame whose centre is after the clip's end."""
+    mel, extract = whisper
+    for length in (1590, 1600, 1601, 479_900):
+        sound = 1e-5 * speech(length)
+        sound[-1] = 0.9
+        ours = whisper_alone(mel, sound)
+        torch.testing.assert_close(ours, extract(sound)[:, : ours.shape[1]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[8000, 4800, 4801, 4799, 401, 1], [480_000, 800], [479_999, 479_801, 160, 479_640]]
+)
+@pytest.mark.parametrize("after", [0.0, 0.9, math.nan])
+def test_whispers_mel_of_a_clip_is_the_same_alone_and_in_a_batch(whisper, lengths, after):
+    mel, _ = whisper
+    clips = [speech(length, seed) * 10.0**-seed for seed, length in enumerate(lengths)]  # each of its own maximum
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=after)
+    together = mel(batch, torch.tensor(lengths))
+    for row, clip in zip(together, clips, strict=True):
+        own = whisper_alone(mel, clip)
+        torch.testing.assert_close(row[:, : own.shape[1]], own, rtol=0, atol=1e-4)
+
+
+def test_whispers_mel_does_not_depend_on_room_beyond_the_longest_clip():
+    mel = WhisperMel()
+    clips = torch.stack([speech(5000), speech(5000, seed=2)])
+    lengths = torch.tensor([5000, 3000])
+    wide = torch.cat([clips, torch.full((2, 1234), math.nan)], 1)
+    torch.testing.assert_close(mel(wide, lengths), mel(clips, lengths))
+
+
+def test_whispers_mel_of_silence_is_finite_and_that_of_transformers(whisper):
+    mel, extract = whisper
+    ours = whisper_alone(mel, torch.zeros(1600))
+    torch.testing.assert_close(ours, extract(torch.zeros(1600))[:, :12], rtol=0, atol=1e-4)
+
+
+def test_whispers_mel_leaves_nothing_in_a_checkpoint():
+    assert not WhisperMel().state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_whispers_mel_keeps_its_precision_inside_an_encoder_of_half(dtype):
+    """A window rounded to eight bits would let a loud tone leak into every band."""
+    tone = 0.5 * torch.sin(2 * math.pi * 440 * torch.arange(8000) / 16_000)
+    mel = WhisperMel()
+    wanted = whisper_alone(mel, tone)
+    torch.testing.assert_close(whisper_alone(torch.nn.Sequential(mel).to(dtype)[0], tone), wanted, rtol=0, atol=1e-3)
