@@ -181,13 +181,11 @@ def bare(home: Path, kind: str) -> Job:
     import torch
 
     from ser import dist
-    from ser.extraction import Decoded, plan
+    from ser.extraction import decoded, plan
 
     features = features_of(home, "large", "float32", 24, 1024)
     table = table_of(home / "clips")
-    batches = plan(table, features)
-    decoded = Decoded(table, batches)
-    ready = [decoded[number][:2] for number in range(len(batches))]  # type: ignore[index]
+    ready = [decoded(table, batch)[:2] for batch in plan(table, features)]
     dist.keep_freed_memory()
 
     @torch.inference_mode()

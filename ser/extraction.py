@@ -1,6 +1,6 @@
 """Extraction: the features of a corpus into their store, once, by any number of processes, through any interruption.
 
-Clips of similar length go through the front end together. Workers read and decode the next batches while one is
+Clips of similar length go through the front end together. Threads read and decode the next batches while one is
 computed, and files are written while the next one is. Which clips form a batch depends on the whole corpus
 alone, so an interrupted extraction ends with the same content as an uninterrupted one.
 """
@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio, dist
 from ser.errors import UserError
 from ser.features import Features, check_spec, store_folder
 from ser.files import append_line, locked, read_json, write_atomically, write_json
 from ser.metadata import Clip, Table
-from ser.progress import cores
 from ser.progress import progress as progress_bar
-from ser.samplers import bucketed, prefetch
+from ser.samplers import ahead, bucketed, prefetch
 
 __all__ = ["extract"]
 
@@ -87,7 +88,7 @@ def extract_share(folder: Path, table: Table, features: Features, progress: bool
         journal = folder / f"journal-{dist.rank()}.jsonl"
         with progress_bar(None, f"extract {table.corpus} {features.store}", len(clips), shown=progress) as bar:
             bar.update(len(clips) - sum(map(len, todo)))
-            for files in prefetch(compute(table, features, todo)):
+            for files in prefetch(compute(table, features, todo), depth=1):
                 for name, frames, content, source in files:
                     if name not in whole:  # a batch is made whole, so that each clip comes out the same
                         put(folder / f"{name}{ending}", content)
@@ -106,13 +107,7 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
     if device.type == "cpu":
         dist.keep_freed_memory()
     front_end = features.front_end.to(device)
-    loader = torch.utils.data.DataLoader(
-        Decoded(table, batches), batch_size=None, num_workers=min(len(batches), cores())
-    )
-    for batch, decoded in zip(batches, loader, strict=True):
-        if isinstance(decoded, UserError):
-            raise decoded
-        sound, lengths, sources = decoded
+    for batch, (sound, lengths, sources) in zip(batches, ahead(partial(decoded, table), batches), strict=True):
         with torch.inference_mode():
             values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
             values, counts = stored(values, features).cpu(), frames.tolist()
@@ -144,23 +139,12 @@ def content_of(value: torch.Tensor, ending: str) -> bytes:
     return buffer.getvalue()
 
 
-class Decoded(torch.utils.data.Dataset):
-    """Batch -> padded sound [B, N], lengths [B] and checksums of the files, read in loader workers."""
-
-    def __init__(self, table: Table, batches: Sequence[Sequence[Clip]]):
-        self.table, self.batches = table, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, list[int]] | UserError:
-        paths = [self.table.sound(clip) for clip in self.batches[index]]
-        try:
-            sounds = [torch.from_numpy(audio.read(path)) for path in paths]
-        except UserError as error:  # returned, since a loader would bury its message in a traceback
-            return error
-        padded = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True)
-        return padded, torch.tensor([len(sound) for sound in sounds]), [zlib.crc32(path.read_bytes()) for path in paths]
+def decoded(table: Table, batch: Sequence[Clip]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Return a batch's padded sound [B, N], its lengths long [B] and the checksums of its files."""
+    paths = [table.sound(clip) for clip in batch]
+    sounds = [torch.from_numpy(audio.read(path)) for path in paths]
+    lengths = torch.tensor([len(sound) for sound in sounds])
+    return pad_sequence(sounds, batch_first=True), lengths, [zlib.crc32(path.read_bytes()) for path in paths]
 
 
 def open_store(folder: Path, table: Table, features: Features) -> None:

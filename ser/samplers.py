@@ -2,12 +2,16 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["bucketed", "prefetch", "shuffled"]
+from ser.progress import cores
+
+__all__ = ["ahead", "bucketed", "prefetch", "shuffled"]
 
 
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -36,6 +40,28 @@ def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+READERS = 4  # threads that read ahead; what they call lets go of Python's lock
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(item)`` in order, while a few threads work on the items that come next.
+
+    No process is forked, since one that is forked while others run may never wake up.
+    """
+    workers = min(READERS, cores())
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
