@@ -153,6 +153,10 @@ class EncoderFeatures(FrontEnd):
         """Return the precision that it computes in on a device."""
         return self.pretrained.resolved(device)
 
+    def settle(self, spec: dict[str, Any]) -> None:
+        """Go on in the precision that a store was begun in."""
+        self.pretrained.precision = spec["precision"]
+
     def ready(self, device: torch.device) -> tuple[Encoder, str]:
         """Return the encoder on the device, and the fingerprint of its weights; loads it the first time."""
         if self.encoder is None:

@@ -72,7 +72,8 @@ def plan(table: Table, features: Features) -> list[list[Clip]]:
 def extract_share(folder: Path, table: Table, features: Features, progress: bool) -> dict[str, int]:
     """Check and make the files of this process's batches, every ``world_size``-th one."""
     index, ending = read_json(folder / "index.json"), features.front_end.ending
-    known = index["files"] | read_journals(folder)
+    features.front_end.settle(index["spec"]["front_end"])
+    known = index["files"]
     share = plan(table, features)[dist.rank() :: dist.world_size()]
     clips = [clip for batch in share for clip in batch]
     whole = {
@@ -110,7 +111,7 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
     for batch, (sound, lengths, sources) in zip(batches, ahead(partial(decoded, table), batches), strict=True):
         with torch.inference_mode():
             values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
-            values, counts = stored(values, features).cpu(), frames.tolist()
+            values, counts = values.cpu(), frames.tolist()
         files = []
         for clip, value, count, source in zip(batch, values, counts, sources, strict=True):
             value = value if features.front_end.kind == "statistics" else value[..., :count, :]
@@ -118,7 +119,7 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
                 raise UserError(
                     f"{table.sound(clip)}: its features are not finite; compute in 'encoder/precision = \"float32\"'"
                 )
-            files.append((clip.clip, count, content_of(value, features.front_end.ending), source))
+            files.append((clip.clip, count, content_of(stored(value, features), features.front_end.ending), source))
         yield files
 
 
@@ -164,6 +165,8 @@ def open_store(folder: Path, table: Table, features: Features) -> None:
             spec["front_end"]["precision"] = features.front_end.resolved(dist.device())
         index["spec"] = spec
     write_index(folder, table, index, index["files"] | read_journals(folder), complete=False)
+    for journal in folder.glob("journal-*.jsonl"):  # of an earlier extraction, and now in the index
+        journal.unlink()
 
 
 def close_store(folder: Path, table: Table) -> None:

@@ -111,7 +111,8 @@ class FeatureStore:
             if self.time_axis is not None and values.shape[self.time_axis] != frames:
                 raise ValueError(f"it holds {list(values.shape)}, expected {frames} frames")
         except Exception as error:  # whatever the readers raise for bytes that are not theirs
-            reason = str(error).partition("\n")[0]
+            known = isinstance(error, OSError | ValueError) and "pickle" not in str(error)
+            reason = str(error).partition("\n")[0] if known else "not a file of features"  # torch advises to run it
             raise UserError(f"{path}: damaged or gone ({reason}); make it again: {self.command}") from error
         return values
 
@@ -120,7 +121,11 @@ def load(path: Path) -> torch.Tensor:
     """Read a file that holds one tensor and nothing that runs."""
     if path.suffix == ".npy":
         return torch.from_numpy(np.load(path, allow_pickle=False))
-    values = torch.load(path, weights_only=True)
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":  # torch would warn, and advise to run what is in it
+            raise ValueError("not a file of features")
+        file.seek(0)
+        values = torch.load(file, weights_only=True)
     if not isinstance(values, torch.Tensor):
         raise ValueError(f"it holds a {type(values).__name__}, expected a tensor")
     return values

@@ -40,6 +40,9 @@ class FrontEnd(nn.Module):
         """Return the precision that it computes in on a device, where that is left open."""
         raise NotImplementedError
 
+    def settle(self, spec: dict[str, Any]) -> None:
+        """Go on as a store was begun that has this ``spec``, in what was left open."""
+
     @property
     def made_with(self) -> dict[str, Any]:
         """What else tells whether two files of a store belong together; may be dear to find out."""

@@ -27,12 +27,14 @@ def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndar
 def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Return batches of similar length, longest first, each of at most ``budget`` padded samples or frames.
 
+    None holds clips shorter than ``SIMILAR`` of its longest, so that padding is little even where clips are few.
     A single clip longer than the budget is a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
     for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget and lengths[index] >= SIMILAR * longest:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -42,6 +44,7 @@ def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 T = TypeVar("T")
 R = TypeVar("R")
 
+SIMILAR = 0.95  # of the longest clip's length, the least that shares a batch with it
 READERS = 4  # threads that read ahead; what they call lets go of Python's lock
 
 

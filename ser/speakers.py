@@ -48,11 +48,11 @@ class SpeakerPool:
     def statistics(self, clip: Clip) -> tuple[float, Tensor, Tensor]:
         """Return count, mean and standard deviation for one clip's speaker."""
         name, members = key(clip), self.members.get(key(clip), [])
-        if clip in members and (self.limit is None or self.limit >= len(members)):
+        others = [member for member in members if member.clip != clip.clip]
+        if len(others) < len(members) and (self.limit is None or self.limit >= len(members)):
             if name not in self.whole:
                 self.whole[name] = self.moments(members)
             return self.whole[name]
-        others = [member for member in members if member != clip]
         wanted = len(others) if self.limit is None else min(self.limit - 1, len(others))
         return self.moments([clip, *random.Random(clip.clip).sample(others, wanted)])
 

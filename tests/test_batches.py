@@ -1,20 +1,17 @@
-"""From clips to batches: cropping, padding, which clips go together, and reading ahead."""
+"""From clips to batches: reading, cropping, padding, and what is known of the speakers."""
 
-import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ser import audio, batches
 from ser.errors import UserError
 from ser.metadata import Clip, Table
 
 LABELS = ("angry", "happy", "sad")
-quick = settings(deadline=None, database=None, max_examples=100)
 
 
 def clip(name, emotion="angry", seconds=1.0):
@@ -25,11 +22,19 @@ def clip(name, emotion="angry", seconds=1.0):
     )  # fmt: skip
 
 
-class Counting:
-    """A source of clips whose frames count upwards; each clip's first number and length are told."""
+LAYER = 500  # what a source adds to the numbers of each further layer
 
-    def __init__(self, size=None, **clips):
-        self.size = size
+
+class Counting:
+    """A source of clips whose frames count upwards; each clip's first number and length are told.
+
+    ``kind`` is sound [N], frames [T, 4], layers [3, T, 4], whose layers lie 500 apart, or statistics [3, 4], all of
+    whose numbers are the first.
+    """
+
+    def __init__(self, kind="sound", **clips):
+        self.kind = kind
+        self.time_axis = {"sound": -1, "statistics": None}.get(kind, -2)
         self.clips = clips
         self.reads = []
 
@@ -39,35 +44,60 @@ class Counting:
     def read(self, clip):
         self.reads.append(clip.clip)
         first, length = self.clips[clip.clip]
+        if self.kind == "statistics":
+            return torch.full((3, 4), first).half()
         value = torch.arange(first, first + length).half()
-        return value if self.size is None else value[:, None].expand(-1, self.size)
+        if self.kind == "sound":
+            return value
+        value = value[:, None].expand(-1, 4)
+        return value if self.kind == "frames" else torch.stack([value + LAYER * layer for layer in range(3)])
 
 
 CLIPS = [clip("a"), clip("b", "sad"), clip("c", "happy")]
+SPANS = [(100, 50), (200, 7), (300, 20)]  # first number and length of each
+timed = pytest.mark.parametrize("kind", ["sound", "frames", "layers"])
 
 
-def reader(size=None):
-    return batches.ClipReader(Counting(size, a=(100, 50), b=(200, 7), c=(300, 20)), LABELS)
+def reader(kind="sound", **options):
+    spans = dict(zip("abc", SPANS, strict=True))
+    return batches.ClipReader(Counting(kind, **spans), LABELS, **options)
+
+
+def numbers(inputs, lengths, kind):
+    """Return the counting numbers [B, T] of a batch, seen to be the same in all features and layers."""
+    if kind == "sound":
+        return inputs
+    if kind == "layers":
+        inside = (torch.arange(inputs.shape[2]) < lengths[:, None])[:, None, :, None]
+        above = LAYER * torch.arange(3)[:, None, None] * inside
+        assert torch.equal(inputs, inputs[:, :1] + above)
+        inputs = inputs[:, 0]
+    assert torch.equal(inputs, inputs[..., :1].expand(-1, -1, 4))
+    return inputs[..., 0]
 
 
 # Crops and whole clips
 
 
-@pytest.mark.parametrize("size", [None, 4], ids=["sound", "features"])
+@timed
 @pytest.mark.parametrize("epoch", range(3))
-def test_a_crop_is_a_stretch_of_the_clip_and_a_short_clip_is_repeated(size, epoch):
-    batch = reader(size).crops(CLIPS, 20, seed=1, epoch=epoch)
-    assert batch.inputs.shape == (3, 20) + (() if size is None else (4,))
+def test_a_crop_is_a_stretch_of_the_clip_and_a_short_clip_is_repeated(kind, epoch):
+    batch = reader(kind).crops(CLIPS, 20, seed=1, epoch=epoch)
+    assert batch.inputs.shape == {"sound": (3, 20), "frames": (3, 20, 4), "layers": (3, 3, 20, 4)}[kind]
     assert batch.inputs.dtype == torch.float32
     assert batch.lengths.tolist() == [20, 20, 20]
     assert batch.lengths.dtype == torch.long
     assert batch.names == ["a", "b", "c"]
-    first_feature = batch.inputs if size is None else batch.inputs[..., 0]
-    for row, (first, length) in zip(first_feature, [(100, 50), (200, 7), (300, 20)], strict=True):
+    for row, (first, length) in zip(numbers(batch.inputs, batch.lengths, kind), SPANS, strict=True):
         place = int(row[0]) - first
         stretch = torch.arange(place, place + 20)
         assert 0 <= place < length
         assert torch.equal(row, first + (stretch if length >= 20 else stretch % length))
+
+
+def test_a_crop_is_the_same_stretch_of_frames_and_of_layers():
+    frames, layers = (reader(kind).crops(CLIPS, 12, seed=3, epoch=1).inputs for kind in ("frames", "layers"))
+    assert torch.equal(layers[:, 0], frames)
 
 
 def test_a_clip_of_exactly_the_length_is_taken_whole():
@@ -89,16 +119,68 @@ def test_a_crop_depends_on_seed_epoch_and_clip_only():
     assert not torch.equal(reader().crops(CLIPS, 10, seed=2, epoch=3).inputs, whole)
 
 
-@pytest.mark.parametrize("size", [None, 4], ids=["sound", "features"])
-def test_whole_clips_are_padded_with_zeros_to_the_longest(size):
-    batch = reader(size).whole(CLIPS)
+@timed
+def test_whole_clips_are_padded_with_zeros_to_the_longest(kind):
+    batch = reader(kind).whole(CLIPS)
     assert batch.lengths.tolist() == [50, 7, 20]
+    assert batch.inputs.shape == {"sound": (3, 50), "frames": (3, 50, 4), "layers": (3, 3, 50, 4)}[kind]
     assert batch.inputs.dtype == torch.float32
-    first_feature = batch.inputs if size is None else batch.inputs[..., 0]
-    assert first_feature.shape == (3, 50)
-    for row, (first, length) in zip(first_feature, [(100, 50), (200, 7), (300, 20)], strict=True):
+    for row, (first, length) in zip(numbers(batch.inputs, batch.lengths, kind), SPANS, strict=True):
         assert torch.equal(row[:length], torch.arange(first, first + length).float())
         assert (row[length:] == 0).all()
+
+
+def test_statistics_have_no_time_and_stay_whole_in_crops_too():
+    source = reader("statistics")
+    for batch in (source.whole(CLIPS), source.crops(CLIPS, 20, seed=1, epoch=0)):
+        assert torch.equal(batch.inputs, torch.tensor([100.0, 200.0, 300.0])[:, None, None].expand(3, 3, 4))
+        assert batch.inputs.dtype == torch.float32
+        assert batch.lengths.tolist() == [50, 7, 20]  # the frames that they are of
+        assert batch.names == ["a", "b", "c"]
+
+
+# What is known of the speakers
+
+
+@pytest.mark.parametrize("kind", ["sound", "frames", "layers", "statistics"])
+def test_a_batch_brings_the_statistics_of_its_clips_speakers(kind):
+    enrolled = [replace(one, speaker=speaker) for one, speaker in zip(CLIPS, ("s1", "s2", "s1"), strict=True)]
+    source = reader(kind, enrolled=enrolled)
+    spread = {"sound": (), "frames": (4,), "layers": (3, 4), "statistics": (3, 4)}[kind]
+    pair = torch.cat([torch.arange(100.0, 150.0), torch.arange(300.0, 320.0)])
+    lone = torch.arange(200.0, 207.0)
+    if kind == "statistics":
+        pair, lone = torch.tensor([100.0, 300.0]), torch.tensor([200.0])
+    rows = torch.stack([pair.mean(), lone.mean(), pair.mean()])
+    above = LAYER * torch.arange(3.0)[:, None] if kind == "layers" else torch.zeros(spread)
+    for batch in (source.whole(enrolled), source.crops(enrolled, 20, seed=1, epoch=0)):
+        known = batch.speakers
+        assert known.count.tolist() == [2, 1, 2]
+        torch.testing.assert_close(known.mean, rows.view(3, *[1] * len(spread)) + above.expand(spread))
+        deviations = torch.stack([part.std(unbiased=False) for part in (pair, lone, pair)])
+        torch.testing.assert_close(known.std, deviations.view(3, *[1] * len(spread)).expand(3, *spread))
+
+
+def test_the_statistics_of_a_clip_do_not_depend_on_its_batch():
+    enrolled = [replace(one, speaker=speaker) for one, speaker in zip(CLIPS, ("s1", "s2", "s1"), strict=True)]
+    together = reader("frames", enrolled=enrolled).whole(enrolled).speakers
+    for row, one in enumerate(enrolled):
+        alone = reader("frames", enrolled=enrolled).whole([one]).speakers
+        assert torch.equal(alone.mean[0], together.mean[row])
+        assert torch.equal(alone.std[0], together.std[row])
+
+
+def test_the_limit_of_clips_a_speaker_is_kept():
+    assert reader("statistics", enrolled=CLIPS, limit=2).whole(CLIPS).speakers.count.tolist() == [2, 2, 2]
+    assert reader("statistics", enrolled=CLIPS).whole(CLIPS).speakers.count.tolist() == [3, 3, 3]
+
+
+def test_without_enrolled_clips_a_batch_knows_no_speakers():
+    assert reader().whole(CLIPS).speakers is None
+    assert reader().crops(CLIPS, 20, seed=1, epoch=0).speakers is None
+
+
+# Targets, devices, memory
 
 
 def test_targets_are_one_hot_and_zero_for_an_unknown_emotion():
@@ -118,6 +200,12 @@ def test_a_batch_moves_to_a_device_whole():
     moved = batch.to(torch.device("meta"))
     assert {moved.inputs.device.type, moved.lengths.device.type, moved.targets.device.type} == {"meta"}
     assert moved.clips == batch.clips
+    assert moved.speakers is None
+
+
+def test_what_is_known_of_the_speakers_moves_with_a_batch():
+    known = reader("frames", enrolled=CLIPS).whole(CLIPS).to(torch.device("meta")).speakers
+    assert {known.count.device.type, known.mean.device.type, known.std.device.type} == {"meta"}
 
 
 @pytest.mark.parametrize(("room", "reads"), [(1 << 20, 3), (50 * 2, 5), (0, 6)])
@@ -142,96 +230,8 @@ def test_a_sound_source_reads_files_at_16_khz_and_knows_their_length(tmp_path):
     audio.write(tmp_path / "a.wav", sound)
     audio.write(tmp_path / "b.wav", sound, sample_rate=8000)
     source = batches.SoundSource(Table("demo", Path(tmp_path), (), 0))
+    assert source.time_axis == -1
     for name, seconds in (("a", 0.5), ("b", 1.0)):
         one = clip(name, seconds=seconds)
         assert source.read(one).shape == (source.length(one),) == (round(seconds * 16_000),)
     np.testing.assert_allclose(source.read(clip("a")).numpy(), sound, atol=1e-4)
-
-
-# Which clips go together
-
-
-@quick
-@given(count=st.integers(1, 200), batch_size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_shuffled_covers_every_clip_once_in_even_batches(count, batch_size, seed, epoch):
-    order = batches.shuffled(count, batch_size, seed, epoch)
-    sizes = [len(rows) for rows in order]
-    assert sorted(np.concatenate(order).tolist()) == list(range(count))
-    assert min(sizes) >= min(batch_size, count)  # no small rest, which batch norm could not take
-    assert max(sizes) - min(sizes) <= 1
-    assert len(sizes) == max(1, count // batch_size)
-    if count >= 2 and batch_size >= 3:
-        assert min(sizes) >= 2  # a single clip has no batch statistics
-
-
-def test_shuffled_depends_on_seed_and_epoch():
-    def flat(seed, epoch):
-        return np.concatenate(batches.shuffled(50, 8, seed, epoch)).tolist()
-
-    assert flat(1, 2) == flat(1, 2)
-    assert len({tuple(flat(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-    assert flat(0, 0) != list(range(50))
-
-
-@quick
-@given(lengths=st.lists(st.integers(1, 60), max_size=60), budget=st.integers(1, 300))
-def test_bucketed_partitions_the_clips_within_the_budget(lengths, budget):
-    order = batches.bucketed(lengths, budget)
-    assert sorted(index for rows in order for index in rows) == list(range(len(lengths)))
-    for rows in order:
-        assert len(rows) == 1 or max(lengths[index] for index in rows) * len(rows) <= budget
-    flat = [lengths[index] for rows in order for index in rows]
-    assert flat == sorted(flat, reverse=True)
-    for rows in order[:-1]:
-        assert max(lengths[index] for index in rows) * (len(rows) + 1) > budget, "the next clip would have fitted"
-
-
-# Reading ahead
-
-
-def test_prefetch_yields_everything_in_order():
-    assert list(batches.prefetch(range(50))) == list(range(50))
-    assert list(batches.prefetch([])) == []
-
-
-def test_prefetch_makes_the_next_item_while_the_first_is_used():
-    second = threading.Event()
-
-    def items():
-        yield 1
-        second.set()
-        yield 2
-
-    ahead = batches.prefetch(items())
-    assert next(ahead) == 1
-    assert second.wait(10)
-    assert list(ahead) == [2]
-
-
-@pytest.mark.parametrize("error", [UserError("a.wav: damaged"), KeyError("x")])
-def test_prefetch_passes_an_error_on_after_the_items_before_it(error):
-    def items():
-        yield 1
-        yield 2
-        raise error
-
-    got = []
-    with pytest.raises(type(error)) as raised:
-        got.extend(item for item in batches.prefetch(items()) if got.append(item))
-    assert got == [1, 2]
-    assert raised.value is error
-
-
-def test_prefetch_stops_its_thread_when_abandoned():
-    before, made = threading.active_count(), []
-
-    def endless():
-        while True:
-            made.append(len(made))
-            yield made[-1]
-
-    for item in batches.prefetch(endless(), depth=2):
-        if item == 3:
-            break
-    assert threading.active_count() == before
-    assert len(made) <= 4 + 2 + 1  # used, ready, and the one in the hand

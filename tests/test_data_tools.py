@@ -18,7 +18,8 @@ from conftest import PROJECT, command, one_error_line
 from corpus_factory import clip_names, make_corpus, official_split, prepare_corpus, synthetic_sound
 
 from ser import audio, config, splits
-from ser.features import FeatureStore, extract
+from ser.extraction import extract
+from ser.features import FeatureStore
 from ser.metadata import read_table
 from ser.splits import read_split
 

@@ -1,266 +1,142 @@
-"""The feature store: made once, whole after any interruption, and never mixed with another kind."""
+"""The feature store as it is read: what is in it, and one line with the command wherever it cannot be."""
 
+import io
 import json
 import os
-import random
+import pickle
+import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
+from corpus_factory import make_corpus
 
-from ser import audio, config
+from ser import config
+from ser.batches import SoundSource, open_source
 from ser.corpora import corpus
+from ser.encoders import EncoderFeatures, Pretrained
 from ser.errors import UserError
 from ser.extraction import extract
-from ser.features import Features, FeatureStore
-from ser.files import PROJECT
+from ser.features import Features, FeatureStore, store_folder
+from ser.interfaces import FrontEnd
 from ser.mel import LogMel
-from ser.metadata import Table, read_table
+from ser.metadata import Clip, Table
 from ser.preparing import clips_of
 
+KINDS = {"frames": (2,), "layers": (3, 2), "statistics": (3, 4)}  # shape of a clip's features without time
 
-def features(bands: int = 80, **options) -> Features:
+
+class Pieces(FrontEnd):
+    """What every piece of 10 ms is on average and at most, in the shapes that encoders give."""
+
+    ending = ".pt"
+    rate = 100.0
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.suffix = f"-{kind}"
+        self.options = f" 'pieces/kind = \"{kind}\"'"
+
+    @property
+    def spec(self) -> dict[str, str]:
+        return {"kind": "pieces", "keep": self.kind}
+
+    def forward(self, sound: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pieces = sound[:, : sound.shape[1] // 160 * 160].unflatten(1, (-1, 160))
+        values = torch.stack([pieces.mean(2), pieces.abs().amax(2)], 2)
+        if self.kind != "frames":
+            values = torch.stack([values, values + 1, values + 2], 1)
+        if self.kind == "statistics":
+            values = torch.cat([values.mean(2), values.std(2)], 2)
+        return values, lengths // 160
+
+
+def log_mel(bands: int = 80, **options) -> Features:
     """Return features like those of ``gin/features/logmel80.gin``."""
     return Features("logmel80", LogMel(bands), **options)
 
 
+def pieces(kind: str = "frames", **options) -> Features:
+    return Features("pieces", Pieces(kind), **options)
+
+
+def encoded(keep: str = "statistics", layers: list[int] | None = None, precision: str = "auto") -> Features:
+    """Return features of an encoder that is not there; nothing here needs it."""
+    return Features(
+        "hubert_base", EncoderFeatures(Pretrained("nobody/nothing", 768, 13, precision=precision), keep, layers)
+    )
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> tuple[Path, Table]:
-    """Return a home with eight clips of one RAVDESS actor and their features, and the table of them."""
+    """Return a home with eight clips of one RAVDESS actor and stores of them, and the table."""
     folder = tmp_path_factory.mktemp("features")
     raw = make_corpus(folder, "ravdess", ["01"], per_class=1, seconds=0.2)
     clips, missing = clips_of(corpus("ravdess"), raw, allow_missing=True)
     table = Table("ravdess", raw, tuple(clips), missing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SER_HOME", str(folder))
-        assert extract(table, features(), progress=False) == {"made": 8, "remade": 0, "kept": 0}
+        for features in (log_mel(), *map(pieces, KINDS)):
+            extract(table, features, progress=False)
     return folder, table
 
 
 @pytest.fixture
 def table(original, home) -> Table:
-    """Return a table whose sound this test may change."""
-    folder, table = original
-    shutil.copytree(folder / "raw", home / "raw")
-    return replace(table, raw=home / table.raw.relative_to(folder))
+    """Return the table; the stores are this test's own."""
+    shutil.copytree(original[0] / "data", home / "data")
+    return original[1]
 
 
 @pytest.fixture
-def store(original, table, home) -> Path:
-    """Return the folder of a whole store that this test may change."""
-    folder, _ = original
-    shutil.copytree(folder / "data", home / "data")
+def store(table, home) -> Path:
+    """Return the folder of the log-mel store, which this test may spoil."""
     return home / "data/ravdess/feats/logmel80"
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_the_stored_features_are_log_mel_of_the_clip(table, store):
-    reader = FeatureStore("ravdess", features())
-    front_end = LogMel(80)
-    for clip in table.clips:
-        sound = torch.from_numpy(audio.read(table.sound(clip)))
-        expected, frames = front_end(sound[None], torch.tensor([len(sound)]))
-        stored = reader.read(clip)
-        assert stored.dtype == torch.float16
-        assert stored.shape == (int(frames), 80)
-        assert reader.length(clip) == int(frames) == len(sound) // 160 + 1
-        torch.testing.assert_close(stored.float(), expected[0], rtol=1e-3, atol=1e-3)
-
-
-def test_single_precision_is_kept_when_asked_for(table):
-    extract(table, features(dtype="float32"), progress=False)
-    clip = table.clips[0]
-    sound = torch.from_numpy(audio.read(table.sound(clip)))
-    expected, _ = LogMel(80)(sound[None], torch.tensor([len(sound)]))
-    stored = FeatureStore("ravdess", features(dtype="float32")).read(clip)
-    assert stored.dtype == torch.float32
-    torch.testing.assert_close(stored, expected[0], rtol=1e-5, atol=1e-5)
-
-
-def test_any_rate_and_any_container_are_extracted(home):
-    raw = home / "raw"
-    audio.write(raw / "03-01-01-01-01-01-01.flac", synthetic_sound("a", "sad", 1.0))
-    audio.write(raw / "03-01-02-01-01-01-01.wav", np.repeat(synthetic_sound("a", "sad", 1.0), 3), 48000)
-    clips, _ = clips_of(corpus("ravdess"), raw, allow_missing=True)
-    extract(Table("ravdess", raw, tuple(clips), 0), features(), progress=False)
-    store = FeatureStore("ravdess", features())
-    assert store.length(clips[0]) == store.length(clips[1]) == store.read(clips[1]).shape[0]
-
-
-def test_the_index_says_how_the_store_was_made(table, store):
-    index = json.loads((store / "index.json").read_text())
-    assert index["complete"] is True
-    assert index["spec"]["front_end"]["bands"] == 80
-    assert index["spec"]["dtype"] == "float16"
-    assert (index["corpus"], index["clips"]) == ("ravdess", 8)
-    assert index["versions"]["torch"]
-    assert list(index["files"]) == sorted(clip.clip for clip in table.clips)
-    assert sorted(content(store)) == sorted([*(f"{name}.npy" for name in index["files"]), "index.json"])
-
-
-def test_extracting_again_keeps_everything(table, store):
-    before = content(store)
-    times = {path: path.stat().st_mtime_ns for path in store.glob("*.npy")}
-    assert extract(table, features(), progress=False) == {"made": 0, "remade": 0, "kept": 8}
-    assert content(store) == before
-    assert {path: path.stat().st_mtime_ns for path in store.glob("*.npy")} == times
-
-
-def test_damaged_files_are_found_and_made_again_to_the_same_bytes(table, store):
-    before = content(store)
-    deleted, truncated, garbage, flipped, emptied, *_ = sorted(store.glob("*.npy"))
-    deleted.unlink()
-    truncated.write_bytes(truncated.read_bytes()[:500])
-    garbage.write_bytes(b"garbage")
-    data = bytearray(flipped.read_bytes())
-    data[-1] ^= 1
-    flipped.write_bytes(data)
-    emptied.write_bytes(b"")
-    assert extract(table, features(), progress=False) == {"made": 0, "remade": 5, "kept": 3}
-    assert content(store) == before
-
-
-def test_a_lost_index_is_made_again(table, store):
-    before = content(store)
-    (store / "index.json").unlink()
-    extract(table, features(), progress=False)
-    assert content(store) == before
-
-
-def test_a_damaged_index_gives_one_line_that_names_it(table, store):
-    (store / "index.json").write_text('{"spec": ')
-    for use in (lambda: extract(table, features(), progress=False), lambda: FeatureStore("ravdess", features())):
-        with pytest.raises(UserError, match=r"index\.json: not valid JSON"):
-            use()
-
-
-def test_sound_that_has_changed_since_is_heard_again(table, store):
-    before = content(store)
-    longer, same_size = table.clips[1], table.clips[4]
-    audio.write(table.sound(longer), synthetic_sound("other", "angry", 0.4))
-    old = audio.read(table.sound(same_size))
-    size = table.sound(same_size).stat().st_size
-    audio.write(table.sound(same_size), old[::-1].copy())
-    assert table.sound(same_size).stat().st_size == size
-    assert extract(table, features(), progress=False)["kept"] == 6
-    after = content(store)
-    changed = {name for name in after if name.endswith(".npy") and after[name] != before[name]}
-    assert changed == {f"{longer.clip}.npy", f"{same_size.clip}.npy"}
-
-
-def test_clips_that_arrive_later_are_added(table, home):
-    extract(replace(table, clips=table.clips[:3]), features(), progress=False)
-    assert extract(table, features(), progress=False) == {"made": 5, "remade": 0, "kept": 3}
-    later = content(home / "data/ravdess/feats/logmel80")
-    for path in (home / "data/ravdess/feats/logmel80").iterdir():
-        path.unlink()
-    extract(table, features(), progress=False)
-    assert content(home / "data/ravdess/feats/logmel80") == later
-
-
-def test_an_interrupted_store_is_refused_until_it_is_finished_then_like_any_other(table, store):
-    """What a kill leaves: an index of the beginning, a journal cut short, a file without its line, a part of one."""
-    before = content(store)
-    index = json.loads(before["index.json"])
-    names = list(index["files"])
-    entries = [json.dumps({"clip": name, **index["files"][name]}) for name in names[:4]]
-    (store / "index.json").write_text(json.dumps(index | {"complete": False, "files": {}}))
-    (store / "journal.jsonl").write_text("\n".join([*entries[:3], entries[3][:30]]))
-    (store / f".{names[5]}.npy.tmp").write_bytes(b"\x93NUMPY")
-    for name in names[5:]:
-        (store / f"{name}.npy").unlink()
-    with pytest.raises(UserError, match="extraction was interrupted; go on with: just extract ravdess logmel80"):
-        FeatureStore("ravdess", features())
-    assert extract(table, features(), progress=False)["kept"] == 3
-    assert content(store) == before
-
-
-@pytest.mark.parametrize("other", [{"bands": 40}, {"dtype": "float32"}])
-def test_a_store_made_otherwise_is_refused_and_left_alone(table, store, other):
-    before = content(store)
-    for use in (
-        lambda: extract(table, features(**other), progress=False),
-        lambda: FeatureStore("ravdess", features(**other)),
-    ):
-        with pytest.raises(UserError) as caught:
-            use()
-        assert f"{store}: made otherwise" in str(caught.value)
-        assert "\n" not in str(caught.value)
-        assert all(str(value) in str(caught.value) for value in other.values())
-    assert content(store) == before
-
-
-def test_another_hop_or_window_is_another_kind(table, store):
-    for front_end in (LogMel(80, hop_ms=8.0), LogMel(80, window_ms=32.0), LogMel(80, floor=1e-6)):
-        with pytest.raises(UserError, match="made otherwise"):
-            FeatureStore("ravdess", Features("logmel80", front_end))
-
-
-def test_unreadable_sound_gives_one_line_and_the_rest_goes_on_once_it_is_mended(table, home):
-    path = table.sound(table.clips[5])
-    good = path.read_bytes()
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+def one_line(use) -> str:
+    """Return the message of a user's mistake, seen to be one line of plain text."""
     with pytest.raises(UserError) as caught:
-        extract(table, features(), progress=False)
-    assert str(caught.value) == f"{path}: is a git-lfs pointer, not sound; fetch the real files with: git lfs pull"
-    folder = home / "data/ravdess/feats/logmel80"
-    assert not list(folder.glob(".*"))
-    path.write_bytes(good)
-    counts = extract(table, features(), progress=False)
-    assert sum(counts.values()) == 8
-    resumed = content(folder)
-    for file in folder.iterdir():
-        file.unlink()
-    extract(table, features(), progress=False)
-    assert content(folder) == resumed
+        use()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.isprintable()
+    return message
 
 
-def test_reading_a_store_that_is_not_there_says_which_command_makes_it(home):
-    with pytest.raises(UserError, match="not extracted yet; run: just extract ravdess logmel80"):
-        FeatureStore("ravdess", features())
+# What is in it
 
 
-def test_reading_a_damaged_file_or_an_unknown_clip_says_which_and_what_to_do(table, store):
-    reader = FeatureStore("ravdess", features())
-    deleted, truncated, shorter = table.clips[:3]
-    (store / f"{deleted.clip}.npy").unlink()
-    path = store / f"{truncated.clip}.npy"
-    path.write_bytes(path.read_bytes()[:-100])
-    np.save(store / f"{shorter.clip}.npy", np.zeros((3, 80), dtype=np.float16))
-    for clip in (deleted, truncated, shorter):
-        with pytest.raises(UserError) as caught:
-            reader.read(clip)
-        assert str(store / f"{clip.clip}.npy") in str(caught.value)
-        assert "just extract ravdess logmel80" in str(caught.value)
-    with pytest.raises(UserError, match="no features of clip 'unheard'"):
-        reader.read(replace(deleted, clip="unheard"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clip_is_read_as_it_was_stored(table, kind):
+    features = pieces(kind)
+    reader = FeatureStore("ravdess", features)
+    for clip in table.clips:
+        value = reader.read(clip)
+        shape = list(value.shape)
+        assert value.dtype == torch.float16
+        assert reader.length(clip) == round(clip.seconds * 16_000) // 160
+        if reader.time_axis is not None:
+            assert shape.pop(reader.time_axis) == reader.length(clip)
+        assert tuple(shape) == KINDS[kind]
 
 
-def test_a_pickle_in_place_of_features_is_not_loaded(table, store):
-    np.save(store / f"{table.clips[0].clip}.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="damaged"):
-        FeatureStore("ravdess", features()).read(table.clips[0])
-
-
-def test_a_type_that_cannot_be_stored_is_refused():
-    with pytest.raises(UserError, match="'bfloat16'; expected float16 or float32"):
-        features(dtype="bfloat16")
+def test_time_is_where_the_kind_says_and_sound_is_nothing_but_time():
+    assert [pieces(kind).time_axis for kind in KINDS] == [-2, -2, None]
+    assert [pieces(kind, cached=False).time_axis for kind in KINDS] == [-1, -1, -1]
+    assert [encoded(*choice).time_axis for choice in (("frames", [3]), ("frames", [3, 5]), ("statistics",))] == [
+        -2, -2, None,
+    ]  # fmt: skip
+    assert log_mel().time_axis == -2
 
 
 def test_stored_frames_pass_through_and_sound_goes_through_the_front_end():
-    cached, fresh = features(), features(cached=False)
+    cached, fresh = log_mel(), log_mel(cached=False)
     assert cached.input_rate == 100
     assert fresh.input_rate == 16000
     sound, lengths = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0)), torch.tensor([4000, 2500])
@@ -271,29 +147,194 @@ def test_stored_frames_pass_through_and_sound_goes_through_the_front_end():
     assert all(ours is theirs for ours, theirs in zip(cached.frames(frames, counts), (frames, counts), strict=True))
 
 
-def test_killed_in_the_middle_and_run_again_it_ends_like_an_uninterrupted_run(home):
-    prepare_corpus(home, "ravdess", speakers=["01", "02", "03"], per_class=8, seconds=0.3)
-    table, folder = read_table("ravdess"), home / "data/ravdess/feats/logmel80"
-    dice = random.Random(20)
-    for attempt in range(2):  # the second kill hits a run that resumes
-        at = len(list(folder.glob("*.npy"))) + dice.randrange(1, len(table.clips) // 4)
-        running = subprocess.Popen(
-            [sys.executable, str(PROJECT / "tools/extract.py"), "ravdess", "logmel80"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("*.npy"))) < at and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        time.sleep(dice.uniform(0, 0.003))
-        os.killpg(running.pid, signal.SIGKILL)
-        assert running.wait() == -signal.SIGKILL, attempt
-        assert json.loads((folder / "index.json").read_text())["complete"] is False
-        assert at <= len(list(folder.glob("*.npy"))) < len(table.clips)
-    counts = extract(table, config.load_features("logmel80"), progress=False)
-    assert counts["kept"] > 0
-    assert sum(counts.values()) == len(table.clips)
-    resumed = content(folder)
-    for file in folder.iterdir():
-        file.unlink()
-    extract(table, config.load_features("logmel80"), progress=False)
-    assert content(folder) == resumed
+def test_inputs_come_from_the_store_or_from_sound(table):
+    assert isinstance(open_source(pieces(), table), FeatureStore)
+    fresh = open_source(pieces(cached=False), table)
+    assert isinstance(fresh, SoundSource)
+    assert fresh.read(table.clips[0]).shape == (fresh.length(table.clips[0]),)
+
+
+# Names and commands
+
+
+@pytest.mark.parametrize(
+    ("choice", "store", "options"),
+    [
+        ((), "hubert_base-statistics", ""),
+        (("statistics", [4, 5]), "hubert_base-statistics-4-5", " 'encoder/layers = [4, 5]'"),
+        (("frames", [9]), "hubert_base-frames-9", " 'encoder/keep = \"frames\"' 'encoder/layers = [9]'"),
+        (("frames",), "hubert_base-frames", " 'encoder/keep = \"frames\"'"),
+    ],
+)
+def test_what_is_kept_of_an_encoder_is_in_the_name_of_the_store_and_in_the_command(home, choice, store, options):
+    features = encoded(*choice)
+    command = f"just extract crema_d hubert_base{options}"
+    assert features.command("crema_d") == command
+    folder = home / "data/crema_d/feats" / store
+    assert store_folder("crema_d", features) == folder
+    message = one_line(lambda: FeatureStore("crema_d", features))
+    assert message == f"{folder}: these features are not extracted yet; run: {command}"
+    _, _, _, name, *overrides = shlex.split(command)
+    assert config.load_features(name, overrides).store == store, "the command makes the very same store"
+
+
+def test_a_plain_front_end_needs_no_overrides(home):
+    with pytest.raises(UserError, match=r"not extracted yet; run: just extract ravdess logmel80$"):
+        FeatureStore("ravdess", log_mel())
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "/a"])
+def test_a_name_that_is_no_plain_folder_is_refused(name):
+    assert "expected the plain name of a folder" in one_line(lambda: Features(name, LogMel(80)))
+
+
+def test_a_type_that_cannot_be_stored_is_refused():
+    with pytest.raises(UserError, match="'bfloat16'; expected float16 or float32"):
+        log_mel(dtype="bfloat16")
+
+
+# Stores that are not to be read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unfinished_store_is_refused_with_the_command_that_goes_on(table, home, kind):
+    path = home / f"data/ravdess/feats/pieces-{kind}/index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    message = one_line(lambda: FeatureStore("ravdess", pieces(kind)))
+    command = f"just extract ravdess pieces 'pieces/kind = \"{kind}\"'"
+    assert message == f"{path.parent}: extraction was interrupted; go on with: {command}"
+
+
+def test_a_damaged_index_gives_one_line_that_names_it(store):
+    (store / "index.json").write_text('{"spec": ')
+    assert f"{store / 'index.json'}: not valid JSON" in one_line(lambda: FeatureStore("ravdess", log_mel()))
+
+
+@pytest.mark.parametrize("other", [{"bands": 40}, {"dtype": "float32"}])
+def test_a_store_made_otherwise_is_refused(store, other):
+    message = one_line(lambda: FeatureStore("ravdess", log_mel(**other)))
+    assert f"{store}: made otherwise" in message
+    assert all(str(value) in message for value in other.values())
+
+
+def test_another_hop_or_window_is_another_kind(store):
+    for front_end in (LogMel(80, hop_ms=8.0), LogMel(80, window_ms=32.0), LogMel(80, floor=1e-6)):
+        with pytest.raises(UserError, match="made otherwise"):
+            FeatureStore("ravdess", Features("logmel80", front_end))
+
+
+@pytest.mark.parametrize("made", ["float32", "bf16"])
+def test_precision_left_open_reads_any_store_and_a_precision_asked_for_only_its_own(home, made):
+    folder = store_folder("ravdess", encoded())
+    folder.mkdir(parents=True)
+    index = {"spec": encoded(precision=made).spec, "complete": True, "files": {}}
+    (folder / "index.json").write_text(json.dumps(index))
+    for precision in ("auto", made):
+        assert FeatureStore("ravdess", encoded(precision=precision)).frames == {}
+    for precision in {"float32", "bf16", "fp16"} - {made}:
+        message = one_line(lambda asked=precision: FeatureStore("ravdess", encoded(precision=asked)))
+        assert f"{folder}: made otherwise" in message
+        assert f'"precision": "{made}"' in message
+        assert f'"precision": "{precision}"' in message
+
+
+@pytest.mark.parametrize("other", [{"source": "somebody/else"}, {"revision": "v2"}])
+def test_another_encoder_or_revision_is_another_kind(home, other):
+    folder = store_folder("ravdess", encoded())
+    folder.mkdir(parents=True)
+    spec = encoded().spec
+    spec["front_end"] |= {"precision": "float32"} | other
+    (folder / "index.json").write_text(json.dumps({"spec": spec, "complete": True, "files": {}}))
+    assert "made otherwise" in one_line(lambda: FeatureStore("ravdess", encoded()))
+
+
+# Files that are not to be read
+
+
+def test_reading_a_damaged_file_or_an_unknown_clip_says_which_and_what_to_do(table, store):
+    reader = FeatureStore("ravdess", log_mel())
+    deleted, truncated, shorter = table.clips[:3]
+    (store / f"{deleted.clip}.npy").unlink()
+    path = store / f"{truncated.clip}.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    np.save(store / f"{shorter.clip}.npy", np.zeros((3, 80), dtype=np.float16))
+    for clip in (deleted, truncated, shorter):
+        message = one_line(lambda clip=clip: reader.read(clip))
+        assert message.startswith(f"{store / clip.clip}.npy: damaged or gone")
+        assert message.endswith("make it again: just extract ravdess logmel80")
+    assert "no features of clip 'unheard'" in one_line(lambda: reader.read(replace(deleted, clip="unheard")))
+
+
+def test_a_pickle_in_place_of_features_is_not_loaded(table, store):
+    np.save(store / f"{table.clips[0].clip}.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="damaged"):
+        FeatureStore("ravdess", log_mel()).read(table.clips[0])
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, place: str):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+class KeptTogether:
+    """A class that no loader knows."""
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+SPOILT = {
+    "gone": lambda good, trap: None,
+    "empty": lambda good, trap: b"",
+    "garbage": lambda good, trap: b"garbage",
+    "cut short": lambda good, trap: good[: len(good) // 2],
+    "a dictionary": lambda good, trap: saved({"values": torch.zeros(3, 2)}),
+    "a list": lambda good, trap: saved([torch.zeros(3, 2)]),
+    "a number": lambda good, trap: saved(torch.tensor(1.0)),
+    "of another length": lambda good, trap: saved(torch.zeros(3, 2)),
+    "an object": lambda good, trap: saved(KeptTogether()),
+    "a pickle": lambda good, trap: pickle.dumps(Trap(trap)),
+    "a pickle in torch's wrapping": lambda good, trap: saved(Trap(trap)),
+}
+
+
+def spoil(home: Path, clip: Clip, how: str, trap: Path) -> Path:
+    """Spoil a clip's file and return its path."""
+    path = home / f"data/ravdess/feats/pieces-frames/{clip.clip}.pt"
+    content = SPOILT[how](path.read_bytes(), str(trap))
+    path.unlink() if content is None else path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_spoilt_file_of_an_encoder_gives_one_line_and_nothing_in_it_runs(table, home, tmp_path, how):
+    clip, trap = table.clips[2], tmp_path / "sprung"
+    reader = FeatureStore("ravdess", pieces())
+    path = spoil(home, clip, how, trap)
+    message = one_line(lambda: reader.read(clip))
+    assert message.startswith(f"{path}: damaged or gone")
+    assert message.endswith("make it again: just extract ravdess pieces 'pieces/kind = \"frames\"'")
+    assert not trap.exists()
+    assert reader.read(table.clips[3]).shape[0] == reader.length(table.clips[3])
+
+
+@pytest.mark.parametrize("how", ["garbage", "a pickle", "a pickle in torch's wrapping", "an object"])
+def test_nobody_is_told_to_let_a_foreign_file_run(table, home, tmp_path, how):
+    """torch advises to load it without protection, in a warning or in the error."""
+    clip = table.clips[2]
+    spoil(home, clip, how, tmp_path / "sprung")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        message = one_line(lambda: FeatureStore("ravdess", pieces()).read(clip))
+    assert "weights_only" not in message
+    assert "trust" not in message
+    assert not warned, "which would be a second line"

@@ -1,13 +1,23 @@
 """Building blocks that respect where each clip ends, against loops over single clips."""
 
 import math
+import weakref
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ser.errors import UserError
-from ser.layers import NORMALISATIONS, InputNorm, clip_mask, masked_mean_std, pad_reflect
+from ser.layers import (
+    NORMALISATIONS,
+    InputNorm,
+    LayerSum,
+    Speakers,
+    clip_mask,
+    masked_mean_std,
+    normalises_by_speaker,
+    pad_reflect,
+)
 
 LENGTHS = torch.tensor([9, 5, 1, 7, 2])
 
@@ -121,3 +131,187 @@ def test_input_norm_keeps_its_statistics_in_the_weights():
 def test_an_unknown_normalisation_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="'corpos' is unknown; did you mean 'corpus'"):
         InputNorm(4, "corpos")
+
+
+# Normalisation by speaker
+
+
+def fitted(size: int | tuple[int, ...], prior: float = 1.0) -> InputNorm:
+    """Return a normalisation by speaker with random statistics of a corpus."""
+    generator = torch.Generator().manual_seed(5)
+    norm = InputNorm(size, "speaker", prior)
+    norm.fit([torch.randn(*norm.mean.shape, generator=generator) * 2 + 3 for _ in range(50)])
+    return norm
+
+
+def some_speakers(clips: int, *size: int) -> Speakers:
+    """Return random statistics of the speakers of some clips."""
+    generator = torch.Generator().manual_seed(6)
+    count = torch.tensor([1.0, 2.0, 7.0, 40.0, 1000.0])[:clips]
+    return Speakers(
+        count, torch.randn(clips, *size, generator=generator), torch.rand(clips, *size, generator=generator)
+    )
+
+
+@pytest.mark.parametrize("prior", [0.5, 1.0, 10.0])
+def test_a_speaker_is_drawn_towards_the_corpus_as_by_hand(prior):
+    """Clips of the speaker, and as many as the prior says that are spread like the corpus, in one heap."""
+    clips, batch = clips_of(LENGTHS, 4, after=math.nan)
+    norm, speakers = fitted(4, prior), some_speakers(5, 4)
+    out = norm(batch, LENGTHS, speakers)
+    for row, clip in enumerate(clips):
+        count = float(speakers.count[row])
+        for feature in range(4):
+            mean, std = float(speakers.mean[row, feature]), float(speakers.std[row, feature])
+            corpus_mean, corpus_std = float(norm.mean[feature]), float(norm.std[feature])
+            both = (count * mean + prior * corpus_mean) / (count + prior)
+            squares = (count * (std**2 + mean**2) + prior * (corpus_std**2 + corpus_mean**2)) / (count + prior)
+            expected = (clip[:, feature] - both) / math.sqrt(squares - both**2)
+            torch.testing.assert_close(out[row, : len(clip), feature], expected, rtol=1e-4, atol=1e-5)
+        assert (out[row, len(clip) :] == 0).all()
+
+
+def test_statistics_are_normalised_by_speaker_like_frames():
+    norm, speakers = fitted((3, 4)), some_speakers(5, 3, 4)
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(7))
+    flat = fitted(12)
+    flat.mean.copy_(norm.mean.flatten())
+    flat.std.copy_(norm.std.flatten())
+    as_frames = Speakers(speakers.count, speakers.mean.flatten(1), speakers.std.flatten(1))
+    expected = flat.standardised(x.flatten(1)[:, None], as_frames)[:, 0]
+    torch.testing.assert_close(norm.standardised(x, speakers).flatten(1), expected)
+
+
+def test_a_speaker_of_many_clips_is_standardised_by_their_own_statistics():
+    frames = torch.randn(4000, 4, generator=torch.Generator().manual_seed(8)) * 3 + 7
+    speakers = Speakers(torch.tensor([1e9]), frames.mean(0)[None], frames.std(0, unbiased=False)[None])
+    out = fitted(4)(frames[None], torch.tensor([4000]), speakers)[0]
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std(0, unbiased=False), torch.ones(4), atol=1e-4, rtol=0)
+
+
+def test_a_speaker_of_whom_nothing_is_known_is_standardised_like_the_corpus():
+    norm, (_, batch) = fitted(4), clips_of(LENGTHS, 4, after=0.0)
+    nothing = Speakers(torch.zeros(5), torch.full((5, 4), 100.0), torch.full((5, 4), 50.0))
+    torch.testing.assert_close(norm.standardised(batch, nothing), norm.standardised(batch))
+
+
+def test_a_large_prior_is_the_corpus():
+    speakers, (_, batch) = some_speakers(5, 4), clips_of(LENGTHS, 4, after=0.0)
+    norm = fitted(4, prior=1e9)
+    torch.testing.assert_close(norm.standardised(batch, speakers), norm.standardised(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_without_speakers_the_corpus_normalises():
+    norm, corpus = fitted(4), InputNorm(4)
+    corpus.load_state_dict(norm.state_dict())
+    _, batch = clips_of(LENGTHS, 4, after=math.nan)
+    assert torch.equal(norm(batch, LENGTHS), corpus(batch, LENGTHS))
+
+
+@pytest.mark.parametrize("kind", ["corpus", "clip", "none"])
+def test_the_other_normalisations_do_not_look_at_speakers(kind):
+    _, batch = clips_of(LENGTHS, 4, after=math.nan)
+    norm = InputNorm(4, kind)
+    assert torch.equal(norm(batch, LENGTHS, some_speakers(5, 4)), norm(batch, LENGTHS))
+
+
+def test_a_clip_is_normalised_by_its_speaker_alone_as_in_any_batch():
+    norm, speakers, (clips, batch) = fitted(4), some_speakers(5, 4), clips_of(LENGTHS, 4, after=math.nan)
+    together = norm(batch, LENGTHS, speakers)
+    for row, clip in enumerate(clips):
+        own = Speakers(speakers.count[row, None], speakers.mean[row, None], speakers.std[row, None])
+        torch.testing.assert_close(norm(clip[None], LENGTHS[row, None], own)[0], together[row, : len(clip)])
+
+
+def test_a_feature_that_never_varies_stays_finite():
+    norm = InputNorm(2, "speaker", prior=0.0)
+    norm.fit([torch.zeros(3, 2)])
+    constant = Speakers(torch.tensor([3.0]), torch.full((1, 2), 5.0), torch.zeros(1, 2))
+    assert (norm.standardised(torch.full((1, 4, 2), 5.0), constant) == 0).all()
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_a_model_tells_whether_it_looks_at_speakers(kind):
+    assert normalises_by_speaker(torch.nn.Sequential(torch.nn.Linear(4, 4), InputNorm(4, kind))) == (kind == "speaker")
+
+
+def test_what_is_known_of_speakers_moves_to_a_device():
+    moved = some_speakers(3, 4).to(torch.device("meta"))
+    assert {part.device.type for part in (moved.count, moved.mean, moved.std)} == {"meta"}
+
+
+# The weighted sum of layers
+
+
+def layer_sum(layers: int) -> LayerSum:
+    """Return one whose weights are not equal."""
+    module = LayerSum(layers)
+    module.scores.data = torch.linspace(-1, 2, layers)
+    return module
+
+
+def test_the_weights_begin_equal_and_are_a_softmax():
+    assert torch.equal(LayerSum(4).weights, torch.full((4,), 0.25))
+    module = layer_sum(5)
+    scores = module.scores.tolist()
+    total = sum(math.exp(score) for score in scores)
+    torch.testing.assert_close(module.weights, torch.tensor([math.exp(score) / total for score in scores]))
+    torch.testing.assert_close(module.weights.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("size", [(6,), (9, 6)], ids=["statistics", "frames"])
+def test_layers_are_added_by_their_weights_whether_stacked_or_one_by_one(size):
+    module = layer_sum(4)
+    states = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(9))
+    expected = sum(module.weights[layer] * states[:, layer] for layer in range(4))
+    torch.testing.assert_close(module(states), expected)
+    torch.testing.assert_close(module(states.unbind(1)), expected)
+    torch.testing.assert_close(module(state for state in states.unbind(1)), expected)
+    torch.testing.assert_close(LayerSum(4)(states), states.mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_keeps_the_precision_of_the_states(dtype):
+    states = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(9)).to(dtype)
+    module = layer_sum(3)
+    stacked, streamed = module(states), module(iter(states.unbind(1)))
+    assert stacked.dtype == streamed.dtype == dtype
+    torch.testing.assert_close(stacked, streamed)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_weights_and_states_get_their_gradients(streamed):
+    module = layer_sum(3)
+    states = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(9), requires_grad=True)
+    given = torch.randn(2, 5, generator=torch.Generator().manual_seed(10))
+    (module(iter(states.unbind(1)) if streamed else states) * given).sum().backward()
+    weights = module.weights.detach()
+    torch.testing.assert_close(states.grad, weights[None, :, None] * given[:, None])
+    of_weights = (states.detach() * given[:, None]).sum((0, 2))
+    torch.testing.assert_close(module.scores.grad, weights * (of_weights - (weights * of_weights).sum()))
+
+
+@pytest.mark.parametrize("given", [3, 5])
+def test_another_number_of_layers_is_refused(given):
+    states = torch.zeros(2, given, 6)
+    for form in (states, iter(states.unbind(1))):
+        with pytest.raises((ValueError, RuntimeError)):
+            layer_sum(4)(form)
+
+
+@torch.no_grad()
+def test_states_that_come_one_by_one_need_not_exist_at_once():
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def states():
+        for _ in range(20):
+            state = torch.ones(2, 6)
+            made.append(weakref.ref(state))
+            alive.append(sum(one() is not None for one in made))
+            yield state
+
+    torch.testing.assert_close(LayerSum(20)(states()), torch.ones(2, 6))
+    assert len(made) == 20
+    assert max(alive) <= 3

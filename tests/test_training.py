@@ -15,7 +15,7 @@ from corpus_factory import prepare_corpus
 from ser import checkpoints, config, preparing, runs, training
 from ser.corpora import corpus
 from ser.errors import UserError
-from ser.features import extract
+from ser.extraction import extract
 from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
 

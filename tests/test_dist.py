@@ -1,0 +1,99 @@
+"""Seeding, the device, and processes that work together."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT
+
+from ser import dist
+
+TOGETHER = """
+import time
+from pathlib import Path
+from ser import dist
+with dist.processes():
+    rank, place = dist.rank(), Path({place!r})
+    assert dist.world_size() == 2
+    assert dist.is_main() == (rank == 0)
+    if rank == 0:
+        time.sleep(0.3)
+        place.write_text("here")
+    dist.barrier()
+    assert place.read_text() == "here", "the barrier waits for the slowest"
+    print(rank, dist.summed([rank, 10 + rank, 2**40]))
+"""
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_process_alone_is_the_main_one_and_waits_for_nobody(alone):
+    assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
+    with dist.processes():
+        assert not torch.distributed.is_initialized()
+        dist.barrier()
+        assert dist.summed({"a": 1, "b": 2}.values()) == [1, 2]
+
+
+def test_rank_and_number_of_processes_are_those_of_torchrun(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (dist.rank(), dist.world_size(), dist.is_main()) == (1, 2, False)
+
+
+def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    code = TOGETHER.format(place=str(tmp_path / "mark"))
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared["CUDA_VISIBLE_DEVICES"] = ""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=shared | {"RANK": str(rank)}, cwd=PROJECT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    assert [out for out, _ in ended] == [f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
+
+
+def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dist.device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert dist.device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert dist.device() == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 + 5])
+def test_a_seed_makes_every_generator_repeat(seed):
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    dist.seed_everything(seed)
+    first = draws()
+    assert draws() != first
+    dist.seed_everything(seed)
+    assert draws() == first
+    dist.seed_everything(seed + 1)
+    assert draws() != first
+
+
+def test_keeping_freed_memory_changes_no_result():
+    before = torch.arange(1_000_000.0).sum()
+    dist.keep_freed_memory()
+    assert torch.equal(torch.arange(1_000_000.0).sum(), before)

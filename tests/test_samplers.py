@@ -1,0 +1,168 @@
+"""Which clips go together and in which order, and making the next batch while this one is in use."""
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ser.errors import UserError
+from ser.samplers import ahead, bucketed, prefetch, shuffled
+
+quick = settings(deadline=None, database=None, max_examples=100)
+
+
+# Which clips go together
+
+
+@quick
+@given(count=st.integers(1, 200), batch_size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
+def test_shuffled_covers_every_clip_once_in_even_batches(count, batch_size, seed, epoch):
+    order = shuffled(count, batch_size, seed, epoch)
+    sizes = [len(rows) for rows in order]
+    assert sorted(np.concatenate(order).tolist()) == list(range(count))
+    assert min(sizes) >= min(batch_size, count)  # no small rest, which batch norm could not take
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == max(1, count // batch_size)
+    if count >= 2 and batch_size >= 3:
+        assert min(sizes) >= 2  # a single clip has no batch statistics
+
+
+def test_shuffled_depends_on_seed_and_epoch():
+    def flat(seed, epoch):
+        return np.concatenate(shuffled(50, 8, seed, epoch)).tolist()
+
+    assert flat(1, 2) == flat(1, 2)
+    assert len({tuple(flat(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    assert flat(0, 0) != list(range(50))
+
+
+@quick
+@given(lengths=st.lists(st.integers(1, 60), max_size=60), budget=st.integers(1, 300))
+def test_bucketed_partitions_the_clips_within_the_budget(lengths, budget):
+    order = bucketed(lengths, budget)
+    assert sorted(index for rows in order for index in rows) == list(range(len(lengths)))
+    for rows in order:
+        assert len(rows) == 1 or max(lengths[index] for index in rows) * len(rows) <= budget
+    flat = [lengths[index] for rows in order for index in rows]
+    assert flat == sorted(flat, reverse=True)
+    for rows, following in pairwise(order):
+        longest = max(lengths[index] for index in rows)
+        assert min(lengths[index] for index in rows) >= 0.95 * longest
+        too_short = lengths[following[0]] < 0.95 * longest
+        assert too_short or longest * (len(rows) + 1) > budget, "the next clip would have fitted"
+
+
+@pytest.mark.parametrize("budget", [10, 400], ids=["CPU", "GPU"])
+def test_batches_of_crema_d_like_clips_are_hardly_padded(budget):
+    """Lengths between 1.3 and 5 seconds, most of them near 2.5; budgets are those of extraction."""
+    seconds = np.random.default_rng(8).lognormal(np.log(2.5), 0.2, 2000).clip(1.3, 5.0)
+    lengths = (seconds * 16_000).astype(int).tolist()
+    order = bucketed(lengths, budget * 16_000)
+    padded = sum(lengths[rows[0]] * len(rows) for rows in order)
+    assert 1 - sum(lengths) / padded <= 0.03
+    assert len(order) < 2 * sum(lengths) / (budget * 16_000) + 1, "each batch is about as full as the budget allows"
+
+
+def test_a_budget_of_nothing_makes_each_clip_a_batch_of_its_own():
+    assert bucketed([3, 9, 5], 0) == [[1], [2], [0]]
+
+
+def test_clips_of_equal_length_keep_their_order():
+    assert bucketed([4, 4, 4, 4, 4], 8) == [[0, 1], [2, 3], [4]]
+
+
+# Reading ahead
+
+
+def test_prefetch_yields_everything_in_order():
+    assert list(prefetch(range(50))) == list(range(50))
+    assert list(prefetch([])) == []
+
+
+def test_prefetch_makes_the_next_item_while_the_first_is_used():
+    second = threading.Event()
+
+    def items():
+        yield 1
+        second.set()
+        yield 2
+
+    ahead = prefetch(items())
+    assert next(ahead) == 1
+    assert second.wait(10)
+    assert list(ahead) == [2]
+
+
+@pytest.mark.parametrize("error", [UserError("a.wav: damaged"), KeyError("x")])
+def test_prefetch_passes_an_error_on_after_the_items_before_it(error):
+    def items():
+        yield 1
+        yield 2
+        raise error
+
+    got = []
+    with pytest.raises(type(error)) as raised:
+        got.extend(item for item in prefetch(items()) if got.append(item))
+    assert got == [1, 2]
+    assert raised.value is error
+
+
+def test_prefetch_stops_its_thread_when_abandoned():
+    before, made = threading.active_count(), []
+
+    def endless():
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    for item in prefetch(endless(), depth=2):
+        if item == 3:
+            break
+    assert threading.active_count() == before
+    assert len(made) <= 4 + 2 + 1  # used, ready, and the one in the hand
+
+
+# Working on the items that come next
+
+
+def test_ahead_keeps_the_order_and_works_on_what_comes_next():
+    started = []
+
+    def work(number: int) -> int:
+        started.append(number)
+        return number * number
+
+    answers = ahead(work, range(20))
+    assert next(answers) == 0
+    assert len(started) > 1
+    assert [0, *answers] == [number * number for number in range(20)]
+    assert sorted(started) == list(range(20))
+
+
+def test_ahead_reads_only_a_few_items_beforehand():
+    taken = []
+
+    def items():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    answers = ahead(lambda number: number, items())
+    next(answers)
+    assert len(taken) < 20
+    answers.close()
+
+
+def test_ahead_raises_an_error_in_its_turn():
+    def work(number: int) -> int:
+        if number == 3:
+            raise UserError("the third")
+        return number
+
+    answers = ahead(work, range(10))
+    assert [next(answers) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="the third"):
+        next(answers)
