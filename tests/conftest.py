@@ -51,7 +51,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoded(prepared) -> Path:
-    """Return the prepared home with statistics of a random Whisper for its RAVDESS-like corpus."""
+    """Return the prepared home with statistics of a random Whisper for two of its corpora."""
     import torch
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -65,7 +65,8 @@ def encoded(prepared) -> Path:
     WhisperEncoder(WhisperConfig(**shape)).save_pretrained(prepared / "data/encoders/openai/whisper-tiny.en")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SER_HOME", str(prepared))
-        extract(read_table("ravdess"), config.load_features("whisper_tiny_en"), progress=False)
+        for corpus in ("ravdess", "crema_d"):
+            extract(read_table(corpus), config.load_features("whisper_tiny_en"), progress=False)
     return prepared
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ser import benchmarks
+from ser import benchmarks, measuring
 from ser.errors import UserError
 
 
@@ -20,14 +20,14 @@ def test_two_things_are_measured_in_turn_and_compared_by_medians():
 
     ours = measure("ours", [9.0, 1.0, 1.0, 8.0])  # the first is the warm-up
     peer = measure("peer", [9.0, 2.0, 2.0, 2.0])
-    row = benchmarks.compare("x", ours, peer, goal=0.6, repeats=3)
+    row = measuring.compare("x", ours, peer, goal=0.6, repeats=3)
     assert order == ["ours", "peer"] * 4
     assert (row.ours, row.peer, row.ratio, row.met) == (1.0, 2.0, 0.5, True)
-    assert not benchmarks.compare("x", lambda: 1.0, lambda: 1.0, goal=1.5, better="higher", repeats=1).met
+    assert not measuring.compare("x", lambda: 1.0, lambda: 1.0, goal=1.5, better="higher", repeats=1).met
 
 
 def test_the_file_holds_rows_machine_and_versions(home, monkeypatch):
-    rows = [benchmarks.limited("memory, GiB", 1.0, 2.0)]
+    rows = [measuring.limited("memory, GiB", 1.0, 2.0)]
     monkeypatch.setitem(benchmarks.BENCHMARKS, "startup", lambda: rows)
     path, returned = benchmarks.run("startup")
     written = json.loads(path.read_text())
@@ -35,7 +35,7 @@ def test_the_file_holds_rows_machine_and_versions(home, monkeypatch):
     assert returned == rows
     assert set(written) == {"machine", "versions", "rows"}
     assert set(written["rows"][0]) == {"what", "ours", "peer", "ratio", "better", "goal", "met"}
-    assert "met" in benchmarks.table(rows)
+    assert "met" in measuring.table(rows)
 
 
 def test_an_unknown_benchmark_names_the_nearest():

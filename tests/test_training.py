@@ -33,8 +33,9 @@ def start(experiment: str, *overrides: str):
 
 
 @pytest.mark.parametrize("experiment", [name for name in config.experiments() if name not in ELSEWHERE])
-def test_every_experiment_file_builds_and_runs_a_step(experiment, trained_home, capsys):
-    training.dry_run(config.build(config.load(experiment, SMALL)), steps=1)
+def test_every_experiment_file_builds_and_runs_a_step(experiment, encoded, trained_home, capsys):
+    small = [override for override in SMALL if experiment.endswith("_ecapa") or not override.startswith("ecapa/")]
+    training.dry_run(config.build(config.load(experiment, small)), steps=1)
     printed = capsys.readouterr().out
     assert "step   1  loss" in printed
     assert "gradient norm" in printed
