@@ -3,7 +3,7 @@
 import ctypes
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -33,33 +33,60 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+class Meeting:
+    """Where the processes that torchrun has started meet: its own key-value store, which needs no process group."""
+
+    def __init__(self) -> None:
+        url, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+        self.store = torch.distributed.PrefixStore(f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", url)
+        self.meetings = 0
+
+    def sum(self, values: Sequence[int]) -> list[int]:
+        """Wait for every process, and return the sums of what each has brought."""
+        self.meetings += 1
+        name = f"meeting{self.meetings}"
+        for place, value in enumerate(values):
+            self.store.add(f"{name}/{place}", value)
+        if self.store.add(name, 1) == world_size():
+            self.store.set(f"{name}/complete", "")
+        self.store.wait([f"{name}/complete"], PATIENCE)
+        return [self.store.add(f"{name}/{place}", 0) for place in range(len(values))]
+
+    def leave(self) -> None:
+        """Say goodbye; the main process, which may keep the store, is the last to go."""
+        if self.store.add("left", 1) == world_size():
+            self.store.set("left/complete", "")
+        if is_main():
+            self.store.wait(["left/complete"], PATIENCE)
+
+
+# Long: one process may have far more to do than another. torchrun ends the rest when one dies.
+PATIENCE = timedelta(days=7)
+meeting: Meeting | None = None
+
+
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the processes that torchrun has started, for the time of the body; alone, do nothing."""
-    if world_size() == 1:
-        yield
-        return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # Long: one rank may have far more to do than another. torchrun ends the rest when one dies.
-    torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+    global meeting
+    meeting = Meeting() if world_size() > 1 else None
     try:
         yield
+        if meeting is not None:
+            meeting.leave()
     finally:
-        torch.distributed.destroy_process_group()
+        meeting = None
 
 
 def barrier() -> None:
     """Wait until every process is here."""
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(torch.zeros(1))
+    summed([])
 
 
 def summed(values: Iterable[int]) -> list[int]:
-    """Return the sums of whole numbers over all processes."""
-    total = torch.tensor(list(values))
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total.tolist()
+    """Wait until every process is here, and return the sums of their whole numbers."""
+    values = list(values)
+    return values if meeting is None else meeting.sum(values)
 
 
 def is_main() -> bool:

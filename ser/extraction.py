@@ -59,6 +59,7 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
         counts = dict(zip(counts, dist.summed(counts.values()), strict=True))
         if dist.is_main():
             close_store(folder, table)
+        dist.barrier()  # torchrun would end the main process if another ended badly now
     return counts
 
 
