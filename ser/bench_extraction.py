@@ -24,7 +24,7 @@ from ser.measuring import Row, compare, limited
 
 __all__ = ["extraction"]
 
-CLIPS = 20
+CLIPS = 16
 # Mean and standard deviation of the lengths, shortest and longest, seconds: CREMA-D, RAVDESS.
 LENGTHS = ((2.54, 0.51, 1.27, 5.0), (3.70, 0.34, 2.94, 5.27))
 LARGE: dict[str, Any] = {

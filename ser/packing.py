@@ -42,7 +42,7 @@ class PackedLinear(nn.Module):
         self.packed = None
         if can_pack(self.weight):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS)
-            self.weight = self.weight[:0]  # free what was copied
+            self.weight = weight.new_empty(0)  # free what was copied; a slice would hold on to it
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [..., in] times the weight, plus the bias: [..., out]."""
