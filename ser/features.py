@@ -138,6 +138,7 @@ def store_folder(corpus: str, features: Features) -> Path:
 
 def check_spec(folder: Path, index: dict, features: Features) -> None:
     """Raise a UserError where a store was made otherwise than ``features`` says."""
+    index = index if isinstance(index, dict) else {}
     made, asked = index.get("spec"), features.spec
     if made != asked | {"front_end": asked["front_end"] | decided(index, features)}:
         raise UserError(
@@ -150,4 +151,5 @@ def decided(index: dict, features: Features) -> dict[str, Any]:
     """Return the precision that a store was begun in, where the features leave it to the device."""
     if features.front_end.spec.get("precision") != "auto":
         return {}
-    return {"precision": index.get("spec", {}).get("front_end", {}).get("precision")}
+    made = index.get("spec", {}).get("front_end", {})
+    return {"precision": made["precision"]} if "precision" in made else {}

@@ -156,12 +156,17 @@ def test_any_rate_and_any_container_are_extracted(home):
     assert reader.length(clips[0]) == reader.length(clips[1]) == reader.read(clips[1]).shape[0]
 
 
+LENGTHS = (1.0, 0.97, 0.955, 0.4, 0.39, 0.385, 0.08, 0.077)  # seconds; near enough for three batches
+
+
 @pytest.fixture
-def uneven(home) -> Table:
-    """Return a table of clips of many lengths, from a twentieth of a second to one second."""
-    raw, names = home / "raw", [f"03-01-0{emotion}-01-01-01-01" for emotion in range(1, 9)]
-    for number, name in enumerate(names):
-        audio.write(raw / f"{name}.wav", synthetic_sound(name, "sad", 0.06 * 1.5**number))
+def uneven(home, monkeypatch) -> Table:
+    """Return a table of clips of many lengths; an encoder on the CPU gets them in batches of up to three."""
+    monkeypatch.setattr(encoders, "BATCH_SECONDS", {"cpu": 3.0})
+    raw = home / "raw"
+    for number, seconds in enumerate(LENGTHS, start=1):
+        name = f"03-01-0{number}-01-01-01-01"
+        audio.write(raw / f"{name}.wav", synthetic_sound(name, "sad", 1.2)[: round(seconds * 16_000)])
     clips, missing = clips_of(corpus("ravdess"), raw, allow_missing=True)
     return Table("ravdess", raw, tuple(clips), missing)
 
@@ -183,10 +188,7 @@ def states_of(source: Path, sound: torch.Tensor) -> list[torch.Tensor]:
         ("frames", None, (3, 16)),
     ],
 )
-def test_what_is_kept_of_an_encoder_is_that_of_each_clip_alone(
-    uneven, encoder, monkeypatch, keep, layers, shape
-):  # fmt: skip
-    monkeypatch.setattr(encoders, "BATCH_SECONDS", {"cpu": 1.5})  # so that batches hold clips of different lengths
+def test_what_is_kept_of_an_encoder_is_that_of_each_clip_alone(uneven, encoder, keep, layers, shape):
     features = encoded(encoder, keep, layers)
     extract(uneven, features, progress=False)
     reader = FeatureStore("ravdess", features)
@@ -364,9 +366,8 @@ def test_damaged_files_are_found_and_made_again_to_the_same_bytes(table, store):
 
 
 @pytest.mark.parametrize(("keep", "layers"), [("statistics", None), ("frames", [1]), ("frames", [0, 2])])
-def test_damaged_files_of_an_encoder_are_made_again_to_the_same_bytes(uneven, encoder, monkeypatch, keep, layers):
+def test_damaged_files_of_an_encoder_are_made_again_to_the_same_bytes(uneven, encoder, keep, layers):
     """Although a clip goes through the encoder in a batch, whose other clips may be whole."""
-    monkeypatch.setattr(encoders, "BATCH_SECONDS", {"cpu": 1.5})
     features = encoded(encoder, keep, layers)
     extract(uneven, features, progress=False)
     folder = store_folder("ravdess", features)
@@ -489,8 +490,7 @@ def test_unreadable_sound_gives_one_line_and_the_rest_goes_on_once_it_is_mended(
 
 
 @pytest.mark.parametrize("moment", ["after the end", "before the end"])
-def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, monkeypatch, moment):
-    monkeypatch.setattr(encoders, "BATCH_SECONDS", {"cpu": 1.0})
+def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, moment):
     source, others = shutil.copytree(encoder, home / "encoder"), save_encoder(home / "others", seed=2)
     folder = store_folder("ravdess", encoded(source))
     extract(uneven, encoded(source), progress=False)

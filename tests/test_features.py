@@ -338,3 +338,11 @@ def test_nobody_is_told_to_let_a_foreign_file_run(table, home, tmp_path, how):
     assert "weights_only" not in message
     assert "trust" not in message
     assert not warned, "which would be a second line"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "7"])
+def test_an_index_of_another_make_gives_one_line(table, home, content):
+    (home / "data/ravdess/feats/logmel80").mkdir(parents=True, exist_ok=True)
+    (home / "data/ravdess/feats/logmel80/index.json").write_text(content)
+    with pytest.raises(UserError, match="made otherwise"):
+        FeatureStore("ravdess", Features("logmel80", LogMel(80)))
