@@ -25,8 +25,8 @@ from ser.measuring import Row, compare, limited
 __all__ = ["extraction"]
 
 CLIPS = 16
-# Mean and standard deviation of the lengths, shortest and longest, seconds: CREMA-D, RAVDESS.
-LENGTHS = ((2.54, 0.51, 1.27, 5.0), (3.70, 0.34, 2.94, 5.27))
+# Mean and standard deviation of the lengths, shortest and longest, seconds.
+LENGTHS = {"crema_d": (2.54, 0.51, 1.27, 5.0), "ravdess": (3.70, 0.34, 2.94, 5.27)}
 LARGE: dict[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True,
@@ -38,9 +38,10 @@ def extraction() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_encoders(home)
-        make_clips(home / "clips", lengths(CLIPS, seed=1))
+        natural = [lengths(corpus, CLIPS // 2, seed=1) for corpus in LENGTHS]
+        make_clips(home / "clips", np.concatenate(natural))
         make_clips(home / "words", np.random.default_rng(2).uniform(2, 5, 16))
-        with workers(home, "pipeline", "large float32", "large bf16", "bare float32") as (peer, ours, half, bare):
+        with workers(home, "pipeline", "large float32", "large bf16", "bare") as (peer, ours, half, bare):
             rows = [
                 compare("HuBERT-Large, clips/s against pipeline, float32", ours, peer, 1.7, "higher", repeats=3),
                 compare("bare forward on padded batches, clips/s", ours, bare, 0.9, "higher", repeats=3),
@@ -48,7 +49,7 @@ def extraction() -> list[Row]:
             if has_bf16():
                 what = "HuBERT-Large in bf16, clips/s against pipeline in float32"
                 rows.append(compare(what, half, peer, 3.0, "higher", repeats=3))
-        with workers(home, "whisper to 30 s", "whisper float32") as (peer, ours):
+        with workers(home, "padded", "whisper float32") as (peer, ours):
             what = "Whisper-tiny on 2-5 s, clips/s against padding to 30 s"
             rows.append(compare(what, ours, peer, 6.0, "higher", repeats=5))
         for seconds in (10.0, 400.0):
@@ -65,11 +66,10 @@ def has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split()
 
 
-def lengths(count: int, seed: int) -> np.ndarray:
-    """Return lengths in seconds like those of both corpora, half and half."""
-    dice = np.random.default_rng(seed)
-    parts = [dice.normal(mean, sd, count).clip(low, high) for mean, sd, low, high in LENGTHS]
-    return np.where(np.arange(count) % 2, *parts)
+def lengths(corpus: str, count: int, seed: int) -> np.ndarray:
+    """Return lengths in seconds like those of a corpus."""
+    mean, sd, shortest, longest = LENGTHS[corpus]
+    return np.random.default_rng(seed).normal(mean, sd, count).clip(shortest, longest)
 
 
 def make_encoders(home: Path) -> None:
@@ -149,7 +149,7 @@ def serve(folder: str, kind: str) -> None:
     import warnings
 
     warnings.filterwarnings("ignore")
-    work, count = WORK[kind.rsplit(" float32", 1)[0].removesuffix(" bf16")](Path(folder), kind)
+    work, count = WORK[kind.split()[0]](Path(folder), kind)
     for _ in sys.stdin:
         started = time.perf_counter()
         work()
@@ -214,7 +214,7 @@ def pipeline(home: Path, kind: str) -> Job:
     return work, len(paths)
 
 
-def to_30_s(home: Path, kind: str) -> Job:
+def padded(home: Path, kind: str) -> Job:
     """Run transformers' Whisper encoder over the files, eight at a time, padded to 30 s as it demands."""
     import torch
     from transformers import WhisperFeatureExtractor
@@ -233,7 +233,7 @@ def to_30_s(home: Path, kind: str) -> Job:
 
 
 WORK = {
-    "pipeline": pipeline, "large": extracting, "bare": bare, "whisper": extracting, "whisper to 30 s": to_30_s,
+    "pipeline": pipeline, "large": extracting, "bare": bare, "whisper": extracting, "padded": padded,
 }  # fmt: skip
 
 
@@ -241,11 +241,11 @@ def padded_share(seconds: float) -> float:
     """Return the share of padding in the batches of both corpora's lengths (8882 clips), for a budget a batch."""
     from ser.samplers import bucketed
 
-    samples = (lengths(2 * 7442, seed=3)[::2][:7442] * audio.SAMPLE_RATE).astype(int).tolist()
-    samples += (lengths(2 * 1440, seed=4)[1::2] * audio.SAMPLE_RATE).astype(int).tolist()
+    seconds_each = np.concatenate([lengths("crema_d", 7442, seed=3), lengths("ravdess", 1440, seed=4)])
+    samples = (seconds_each * audio.SAMPLE_RATE).astype(int).tolist()
     batches = bucketed(samples, round(seconds * audio.SAMPLE_RATE))
-    padded = sum(max(samples[row] for row in rows) * len(rows) for rows in batches)
-    return 1 - sum(samples) / padded
+    whole = sum(max(samples[row] for row in rows) * len(rows) for rows in batches)
+    return 1 - sum(samples) / whole
 
 
 def peak_memory(home: Path, count: int) -> float:

@@ -37,8 +37,8 @@ class Meeting:
     """Where the processes that torchrun has started meet: its own key-value store, which needs no process group."""
 
     def __init__(self) -> None:
-        url, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
-        self.store = torch.distributed.PrefixStore(f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", url)
+        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+        self.store = torch.distributed.PrefixStore(f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self.meetings = 0
 
     def sum(self, values: Sequence[int]) -> list[int]:

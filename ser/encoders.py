@@ -122,6 +122,8 @@ class EncoderFeatures(FrontEnd):
         self.encoder: Encoder | None = None
         one = keep == "frames" and len(wanted) == 1
         self.kind = keep if keep == "statistics" or one else "layers"
+        width = encoder.width if keep == "frames" else 2 * encoder.width
+        self.shape = (width,) if one else (len(wanted), width)
         self.suffix = f"-{keep}" + ("" if layers is None else "-" + "-".join(map(str, wanted)))
         self.options = "" if keep == "statistics" else f" 'encoder/keep = \"{keep}\"'"
         self.options += "" if layers is None else f" 'encoder/layers = {wanted}'"

@@ -7,7 +7,7 @@ from typing import Any
 from ser.augment import Augmentation
 from ser.errors import UserError, nearest
 from ser.features import Features
-from ser.interfaces import Classifier
+from ser.interfaces import Classifier, Solvable
 from ser.layers import normalises_by_speaker
 from ser.losses import Loss
 from ser.optim import AdamW, WarmupCosine
@@ -79,6 +79,17 @@ class Experiment:
             raise UserError(
                 f"{model} takes {self.model.takes}, but features '{features.store}' are {features.front_end.kind}; "
                 "choose others in gin/features/, or what an encoder keeps: encoder/keep and encoder/layers"
+            )
+        shape, wanted = list(features.front_end.shape), list(self.model.input_shape)
+        if shape != wanted:
+            raise UserError(
+                f"features '{features.store}' are {shape} a clip or frame, but {model} was built for {wanted}; "
+                f"give it what gin/features/{features.name}.gin says"
+            )
+        if isinstance(self.model, Solvable) and self.model.solves and self.training.average:
+            raise UserError(
+                f"train/average is {self.training.average}, but a solver makes no steps to average over; "
+                "set 'train/average = 0.0'"
             )
         if normalises_by_speaker(self.model) and not features.cached:
             raise UserError(f"{model}: normalisation by speaker reads stored features; set 'Features.cached = True'")

@@ -83,6 +83,7 @@ class FeatureStore:
         self.folder = store_folder(corpus, features)
         self.ending = features.front_end.ending
         self.time_axis: int | None = features.time_axis
+        self.shape = features.front_end.shape
         self.command = features.command(corpus)
         if not (self.folder / "index.json").is_file():
             raise UserError(f"{self.folder}: these features are not extracted yet; run: {self.command}")
@@ -108,8 +109,11 @@ class FeatureStore:
         path = self.folder / f"{clip.clip}{self.ending}"
         try:
             values = load(path)
-            if self.time_axis is not None and values.shape[self.time_axis] != frames:
-                raise ValueError(f"it holds {list(values.shape)}, expected {frames} frames")
+            wanted = list(self.shape)
+            if self.time_axis is not None:
+                wanted.insert(len(wanted) + 1 + self.time_axis, frames)
+            if list(values.shape) != wanted:
+                raise ValueError(f"it holds {list(values.shape)}, expected {wanted}")
         except Exception as error:  # whatever the readers raise for bytes that are not theirs
             known = isinstance(error, OSError | ValueError) and "pickle" not in str(error)
             reason = str(error).partition("\n")[0] if known else "not a file of features"  # torch advises to run it

@@ -17,6 +17,7 @@ class FrontEnd(nn.Module):
 
     Attributes:
         kind: ``frames`` [B, T, D], ``layers`` [B, L, T, D] or ``statistics`` [B, L, 2D].
+        shape: of a clip's values without time: (D,), (L, D), or (L, 2D) of statistics.
         suffix: of the store's name: what is kept, where that is a choice.
         options: the overrides that make this choice again, for a command.
         ending: of a stored file, ``.npy`` or ``.pt``.
@@ -25,6 +26,7 @@ class FrontEnd(nn.Module):
     """
 
     kind: str = "frames"
+    shape: tuple[int, ...]
     suffix: str = ""
     options: str = ""
     ending: str = ".npy"
@@ -93,7 +95,7 @@ class Classifier(nn.Module):
     Attributes:
         labels: names of the C classes.
         takes: kind of its inputs, see ``FrontEnd.kind``.
-        input_shape: of one clip's input without time: (D,), or (L, 2D) of statistics.
+        input_shape: of one clip's input without time, see ``FrontEnd.shape``.
     """
 
     labels: tuple[str, ...]

@@ -35,6 +35,7 @@ class LogMel(FrontEnd):
                 f"LogMel: bands {bands}, window_ms {window_ms}, hop_ms {hop_ms}, floor {floor}; expected all above 0"
             )
         self.bands = bands
+        self.shape = (bands,)
         self.floor = floor
         self.window = round(window_ms * SAMPLE_RATE / 1000)  # samples
         self.hop = round(hop_ms * SAMPLE_RATE / 1000)  # samples

@@ -1,7 +1,7 @@
 """Frozen linear layers laid out for the CPU.
 
-torch multiplies float32 matrices with a library that leaves part of many CPUs unused; oneDNN, which torch
-brings along, does better on weights that are laid out for it once.
+torch lays a weight out anew at each product; oneDNN, which it brings along, can take one that was laid out once.
+`just bench extraction` shows what that gains on a machine.
 """
 
 import torch

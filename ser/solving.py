@@ -5,7 +5,6 @@ import time
 import torch
 
 from ser import evaluation, plots
-from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.progress import progress as progress_bar
@@ -23,14 +22,9 @@ def solve(
     """Solve for each strength, keep the best on validation, and solve again on both parts where the model says so.
 
     In log, checkpoint and curves each strength stands for an epoch.
-
-    Raises:
-        UserError: averaged weights, which a solver has none of.
     """
     model = setup.model
     assert isinstance(model, Solvable)
-    if setup.averaged is not None:
-        raise UserError("train/average is not 0, but a solver makes no steps to average over; set 'train/average = 0'")
     train = setup.reader.whole(setup.train).to(setup.weights.device)
     best = model.strengths[0]
     for strength in progress_bar(model.strengths, "solve", len(model.strengths), "strength", progress):

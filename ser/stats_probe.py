@@ -20,6 +20,7 @@ __all__ = ["StatsProbe"]
 LAYERS = ("join", "sum")
 SOLVERS = ("closed_form", "loop")
 NORMALISATIONS = ("corpus", "speaker", "none")
+NEVER = -30.0  # logit of a class that training has not met
 
 
 class StatsProbe(Solvable):
@@ -95,9 +96,6 @@ class StatsProbe(Solvable):
         self.head.bias.fill_(NEVER)
         self.head.weight[known] = torch.from_numpy(coefficients).to(self.head.weight)
         self.head.bias[known] = torch.from_numpy(intercepts).to(self.head.bias)
-
-
-NEVER = -30.0  # logit of a class that training has not met
 
 
 def logistic_regression(

@@ -85,9 +85,7 @@ class WaveEncoder(Encoder):
         x = x[0] if isinstance(x, tuple) else x
         mask = clip_mask(frames, x.shape[1])
         outside = ~mask[..., None]
-        x = x.masked_fill(
-            outside, 0
-        )  # beyond a clip's end the convolution below finds what it finds beyond the batch's
+        x = x.masked_fill(outside, 0)  # what the convolution below finds beyond a clip that stands alone
         x = x + encoder.pos_conv_embed(x)
         if not self.norm_first:
             x = encoder.layer_norm(x)

@@ -11,7 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, check_labels, open_source
-from ser.errors import UserError
 from ser.experiment import Experiment
 from ser.interfaces import Classifier, Solvable
 from ser.layers import InputNorm, normalises_by_speaker
@@ -51,7 +50,8 @@ class Setup:
     @property
     def heard(self) -> list[Clip]:
         """The clips whose labels the weights are made from."""
-        return [*self.train, *self.validation] if getattr(self.model, "refit", False) else self.train
+        both = isinstance(self.model, Solvable) and self.model.refit
+        return [*self.train, *self.validation] if both else self.train
 
     def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of ``order`` on the device."""
@@ -81,7 +81,6 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
     train, validation = protocol.part("train"), protocol.part("val")
     reader = open_reader(experiment)
     check_labels([*train, *validation], reader.labels)
-    check_shape(experiment, reader, train[0])
     if fit_norm:
         fit_input_norm(experiment, reader, train)
     model = experiment.model.to(device)
@@ -101,21 +100,6 @@ def open_reader(experiment: Experiment) -> ClipReader:
     source = open_source(experiment.features, protocol.table)
     enrolled = [*protocol.part("train"), *protocol.part("val")] if normalises_by_speaker(experiment.model) else None
     return ClipReader(source, experiment.model.labels, protocol.soft_target, enrolled)
-
-
-def check_shape(experiment: Experiment, reader: ClipReader, clip: Clip) -> None:
-    """Raise a UserError where stored features are of another size than the model was built for."""
-    if not experiment.features.cached:
-        return
-    axis, shape = reader.source.time_axis, list(reader.read(clip).shape)
-    if axis is not None:
-        del shape[axis]
-    wanted = list(experiment.model.input_shape)
-    if shape != wanted:
-        raise UserError(
-            f"features '{experiment.features.store}' are {shape} a clip or frame, the model was built for {wanted}; "
-            f"give {type(experiment.model).__name__} what gin/features/{experiment.features.name}.gin says"
-        )
 
 
 def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[Clip]) -> None:

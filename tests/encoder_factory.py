@@ -1,6 +1,7 @@
 """Small random encoders of every family, as transformers makes and saves them."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -113,3 +114,43 @@ def assert_near(ours: torch.Tensor, wanted: torch.Tensor, relative: float) -> No
     assert ours.shape == wanted.shape
     largest = wanted.abs().max().item() if wanted.numel() else 0.0
     torch.testing.assert_close(ours.float(), wanted.float(), rtol=0, atol=relative * largest)
+
+
+def states_of(encoder, clips: list[torch.Tensor], after: float = 0.0, last: int | None = None) -> list[torch.Tensor]:
+    """Return an encoder's states of a batch of clips, with ``after`` behind each clip's end."""
+    return list(encoder.states(*padded(clips, after), last))
+
+
+def assert_invariant(encoder, clips, relative, after=math.nan):
+    """See that each clip's states are the same alone and in a batch, and zero behind its end."""
+    together = states_of(encoder, clips, after)
+    frames = encoder.frames(torch.tensor([len(clip) for clip in clips])).tolist()
+    assert len(together) == encoder.layers
+    for row, (clip, count) in enumerate(zip(clips, frames, strict=True)):
+        for state, alone in zip(together, states_of(encoder, [clip]), strict=True):
+            assert alone.shape == (1, count, encoder.width)
+            assert state.shape == (len(clips), max(frames), encoder.width)
+            assert_near(state[row, :count], alone[0], relative)
+            assert not state[row, count:].any()
+
+
+def assert_nothing_above_is_computed(encoder) -> None:
+    """See that states come one by one, and no layer runs above the last that is wanted."""
+    calls = []
+    hooks = [
+        block.final_layer_norm.register_forward_hook(lambda *_, number=number: calls.append(number))
+        for number, block in enumerate(encoder.blocks, start=1)
+    ]
+    clips = noises([5000, 2000])
+    full = states_of(encoder, clips)
+    for last in range(encoder.layers):
+        calls.clear()
+        states = states_of(encoder, clips, last=last)
+        assert calls == list(range(1, last + 1))
+        assert len(states) == last + 1
+        assert all(torch.equal(state, wanted) for state, wanted in zip(states, full, strict=False))
+    calls.clear()
+    next(encoder.states(*padded(clips)))
+    assert calls == []
+    for hook in hooks:
+        hook.remove()

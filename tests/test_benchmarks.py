@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ser import benchmarks, measuring
+from ser import bench_extraction, benchmarks, measuring
 from ser.errors import UserError
 
 
@@ -48,3 +48,9 @@ def test_the_data_phase_runs_at_a_small_size(home, capsys):
     measured = json.loads(capsys.readouterr().out)
     assert measured["seconds"] > 0
     assert measured["gib"] > 0
+
+
+def test_batches_of_both_corpora_are_hardly_padded():
+    assert bench_extraction.lengths("crema_d", 1000, 0).mean() < bench_extraction.lengths("ravdess", 1000, 0).mean()
+    for seconds in (10.0, 400.0):
+        assert 0 <= bench_extraction.padded_share(seconds) <= 0.03

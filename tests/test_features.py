@@ -39,6 +39,7 @@ class Pieces(FrontEnd):
     def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
+        self.shape = {"frames": (2,), "layers": (3, 2), "statistics": (3, 4)}[kind]
         self.suffix = f"-{kind}"
         self.options = f" 'pieces/kind = \"{kind}\"'"
 
@@ -346,3 +347,13 @@ def test_an_index_of_another_make_gives_one_line(table, home, content):
     (home / "data/ravdess/feats/logmel80/index.json").write_text(content)
     with pytest.raises(UserError, match="made otherwise"):
         FeatureStore("ravdess", Features("logmel80", LogMel(80)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_another_shape_are_not_taken_for_features(table, home, kind):
+    clip = table.clips[0]
+    path = home / f"data/ravdess/feats/pieces-{kind}/{clip.clip}.pt"
+    whole = torch.load(path, weights_only=True)
+    for foreign in (torch.zeros(7), whole[..., :1], whole[None]):
+        torch.save(foreign.clone(), path)
+        assert "it holds" in one_line(lambda: FeatureStore("ravdess", pieces(kind)).read(clip))

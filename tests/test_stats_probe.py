@@ -236,6 +236,7 @@ def test_it_trains_by_steps_too(encoded, trained_home):
 def test_what_does_not_fit_is_one_line(encoded, trained_home, overrides, message):
     done = command("train.py", "ravdess_stats_probe", QUIET, *overrides, home=trained_home)
     assert message in one_error_line(done)
+    assert not (trained_home / "outputs").exists(), "a run that cannot be leaves nothing"
 
 
 def test_features_of_some_layers_ask_for_their_own_extraction(encoded, trained_home):

@@ -4,7 +4,19 @@ import math
 
 import pytest
 import torch
-from encoder_factory import KINDS, MODELS, STATES, WIDTH, assert_near, noises, padded, wave_model
+from encoder_factory import (
+    KINDS,
+    MODELS,
+    STATES,
+    WIDTH,
+    assert_invariant,
+    assert_near,
+    assert_nothing_above_is_computed,
+    noises,
+    padded,
+    states_of,
+    wave_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,27 +40,10 @@ def encoders():
     return found
 
 
-def states_of(encoder, clips, after=0.0, last=None):
-    return list(encoder.states(*padded(clips, after), last))
-
-
 def peer_states(model, sound, **options):
     """Return what transformers' own way through the same weights gives for clips of equal length."""
     out = model(sound, output_hidden_states=True, **options)
     return [*out.hidden_states[:-1], out.last_hidden_state]
-
-
-def assert_invariant(encoder, clips, relative, after=math.nan):
-    """See that each clip's states are the same alone and in a batch, and zero behind its end."""
-    together = states_of(encoder, clips, after)
-    frames = encoder.frames(torch.tensor([len(clip) for clip in clips])).tolist()
-    assert len(together) == encoder.layers
-    for row, (clip, count) in enumerate(zip(clips, frames, strict=True)):
-        for state, alone in zip(together, states_of(encoder, [clip]), strict=True):
-            assert alone.shape == (1, count, encoder.width)
-            assert state.shape == (len(clips), max(frames), encoder.width)
-            assert_near(state[row, :count], alone[0], relative)
-            assert not state[row, count:].any()
 
 
 @every_kind
@@ -211,25 +206,7 @@ def test_a_variant_that_cannot_be_run_is_refused_in_one_line(family, options, sa
 @every_kind
 @torch.no_grad()
 def test_nothing_above_the_last_wanted_state_is_computed(encoders, family, norm):
-    encoder = encoders[family, norm, False]
-    calls = []
-    hooks = [
-        block.final_layer_norm.register_forward_hook(lambda *_, number=number: calls.append(number))
-        for number, block in enumerate(encoder.blocks, start=1)
-    ]
-    clips = noises([5000, 2000])
-    full = states_of(encoder, clips)
-    for last in range(STATES):
-        calls.clear()
-        states = states_of(encoder, clips, last=last)
-        assert calls == list(range(1, last + 1))
-        assert len(states) == last + 1
-        assert all(torch.equal(state, wanted) for state, wanted in zip(states, full, strict=False))
-    calls.clear()
-    next(encoder.states(*padded(clips)))  # states come one by one
-    assert calls == []
-    for hook in hooks:
-        hook.remove()
+    assert_nothing_above_is_computed(encoders[family, norm, False])
 
 
 @every_kind

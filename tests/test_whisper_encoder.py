@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoder_factory import WHISPER_STATES, WHISPER_WIDTH, assert_near, noises, padded, whisper_model
+from encoder_factory import (
+    WHISPER_STATES,
+    WHISPER_WIDTH,
+    assert_invariant,
+    assert_near,
+    assert_nothing_above_is_computed,
+    noises,
+    padded,
+    states_of,
+    whisper_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,27 +45,9 @@ def encoders(encoder):
     return dict(zip(FORMS, (encoder, packed, half), strict=True))
 
 
-def states_of(encoder, clips, after=0.0, last=None):
-    return list(encoder.states(*padded(clips, after), last))
-
-
 def peer_states(model, mel):
     out = model(mel, output_hidden_states=True)
     return [*out.hidden_states[:-1], out.last_hidden_state]
-
-
-def assert_invariant(encoder, clips, relative):
-    """See that each clip's states are the same alone and in a batch, and zero behind its end."""
-    together = states_of(encoder, clips, after=math.nan)
-    assert len(together) == encoder.layers
-    counts = [math.ceil(len(clip) / 320) for clip in clips]
-    assert encoder.frames(torch.tensor([len(clip) for clip in clips])).tolist() == counts
-    for row, (clip, count) in enumerate(zip(clips, counts, strict=True)):
-        for state, alone in zip(together, states_of(encoder, [clip]), strict=True):
-            assert alone.shape == (1, count, encoder.width)
-            assert state.shape == (len(clips), max(counts), encoder.width)
-            assert_near(state[row, :count], alone[0], relative)
-            assert not state[row, count:].any()
 
 
 @torch.no_grad()
@@ -211,24 +203,7 @@ def test_dropout_works_in_training_mode(name, first):
 
 @torch.no_grad()
 def test_nothing_above_the_last_wanted_state_is_computed(encoder):
-    calls = []
-    hooks = [
-        block.register_forward_hook(lambda *_, number=number: calls.append(number))
-        for number, block in enumerate(encoder.blocks, start=1)
-    ]
-    clips = noises([5000, 2000])
-    full = states_of(encoder, clips)
-    for last in range(WHISPER_STATES):
-        calls.clear()
-        states = states_of(encoder, clips, last=last)
-        assert calls == list(range(1, last + 1))
-        assert len(states) == last + 1
-        assert all(torch.equal(state, wanted) for state, wanted in zip(states, full, strict=False))
-    calls.clear()
-    next(encoder.states(*padded(clips)))  # states come one by one
-    assert calls == []
-    for hook in hooks:
-        hook.remove()
+    assert_nothing_above_is_computed(encoder)
 
 
 @pytest.mark.parametrize("lengths", [[4000, 2001], [FULL + 320, 2001]])
@@ -251,3 +226,8 @@ def test_every_weight_gets_a_gradient_and_padding_gets_none(lengths, after):
 def test_silence_gives_finite_states(encoder):
     sound, lengths = padded([*noises([4000]), torch.zeros(3000)])
     assert all(state.isfinite().all() for state in encoder.states(sound, lengths))
+
+
+@pytest.mark.parametrize("length", [1, 319, 320, 321, 800, 5123, FULL - 1, FULL, FULL + 1, 700_001])
+def test_a_frame_is_twenty_milliseconds_begun(encoder, length):
+    assert encoder.frames(torch.tensor([length])).tolist() == [math.ceil(length / 320)]
