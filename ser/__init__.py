@@ -8,7 +8,7 @@ table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, v
 raw       fetching, unpacking, downloading
 signal    mel, augment, packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
-models    ecapa_tdnn, stats_probe
+models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, solving, training
 after     probing, summary, reporting
 door      config, runs, measuring, bench_extraction, benchmarks, cli

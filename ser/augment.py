@@ -15,7 +15,7 @@ from torch import Tensor
 from ser.errors import UserError
 from ser.layers import clip_mask
 
-__all__ = ["Augmentation", "ClipRandom", "Gain", "Mixup", "Noise", "SpecAugment"]
+__all__ = ["Augmentation", "ClipRandom", "Gain", "Mixup", "Noise", "SpecAugment", "Speed"]
 
 
 class ClipRandom:
@@ -112,6 +112,40 @@ class Gain(Operation):
         chosen = self.chosen(random)
         factor = 10 ** (random.uniform(self.db_low, self.db_high) / 20)
         return sound * torch.where(chosen, factor, 1.0).to(sound)[:, None]
+
+
+class Speed(Operation):
+    """Play each clip faster or slower, pitch included, at one of some factors (Ko et al. 2015, Interspeech).
+
+    The length stays: a slower clip is cut, a faster one begins again.
+
+    Args:
+        factors: to draw from, each above 0; 1.1 is a tenth faster.
+        probability: of a clip being changed.
+    """
+
+    kind = "sound"
+
+    def __init__(self, factors: Sequence[float] = (0.9, 1.1), probability: float = 0.5):
+        super().__init__(probability)
+        if not factors or not all(0.5 <= factor <= 2 for factor in factors):
+            raise UserError(f"Speed: factors are {list(factors)}; expected one or more from 0.5 to 2")
+        self.factors = tuple(factors)
+
+    def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
+        """Return sound [B, N], resampled by torchaudio."""
+        from torchaudio.functional import resample
+
+        chosen = self.chosen(random).tolist()
+        picks = random.uniform(0, len(self.factors)).long().tolist()
+        out = sound.clone()
+        for row, length in enumerate(lengths.tolist()):
+            if chosen[row]:
+                rate = round(100 * self.factors[picks[row]])
+                needed = -(-length * rate // 100)
+                clip = sound[row, :length].repeat(-(-needed // length))[:needed]
+                out[row, :length] = resample(clip, rate, 100)[:length]
+        return out
 
 
 class SpecAugment(Operation):

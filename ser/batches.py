@@ -126,6 +126,7 @@ class ClipReader:
         self.source = source
         self.labels = tuple(labels)
         self.soft_target = soft_target
+        self.limit = limit
         self.pool = None if enrolled is None else SpeakerPool(enrolled, self.read, source.time_axis, limit)
         self.kept: dict[str, Tensor] = {}
         self.room = CACHE_BYTES
@@ -141,15 +142,15 @@ class ClipReader:
                 self.room -= size
         return value
 
-    def crops(self, clips: Sequence[Clip], length: int, seed: int, epoch: int) -> Batch:
-        """Return a batch of random crops, all of ``length``; a shorter clip is repeated until it is long enough.
+    def crops(self, clips: Sequence[Clip], length: int | None, seed: int, epoch: int) -> Batch:
+        """Return a training batch of random crops, all of ``length``; a shorter clip is repeated until it is long.
 
         No padding enters, so batch statistics see speech alone. Where a crop begins depends on
-        (seed, epoch, clip) only. Statistics have no time and stay whole.
+        (seed, epoch, clip) only. Without a length, clips stay whole, as do statistics, which have no time.
         """
-        axis = self.source.time_axis
-        if axis is None:
-            return self.whole(clips)
+        axis, few = self.source.time_axis, f"{seed}/{epoch}/"
+        if axis is None or length is None:
+            return self.whole(clips, few)
         starts = ClipRandom(seed, epoch, -1, [clip.clip for clip in clips]).uniform().tolist()
         inputs = []
         for clip, start in zip(clips, starts, strict=True):
@@ -159,22 +160,22 @@ class ClipReader:
                 value = torch.cat([value] * -(-length // size), axis)
                 size = value.shape[axis]
             inputs.append(value.narrow(axis, int(start * (size - length + 1)), length).float())
-        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips)
+        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
 
-    def whole(self, clips: Sequence[Clip]) -> Batch:
-        """Return a batch of whole clips, padded with zeros to the longest."""
+    def whole(self, clips: Sequence[Clip], few: str = "") -> Batch:
+        """Return a batch of whole clips, padded with zeros to the longest; ``few`` as of ``SpeakerPool.of``."""
         inputs = [self.read(clip).float() for clip in clips]
         axis = self.source.time_axis
         if axis is None:
-            return self.batch(torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips)
+            return self.batch(torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips, few)
         lengths = torch.tensor([value.shape[axis] for value in inputs])
         # Time goes to the front, where padding works, and back to its place in the batch.
         padded = pad_sequence([value.movedim(axis, 0) for value in inputs], batch_first=True)
-        return self.batch(padded.movedim(1, axis), lengths, clips)
+        return self.batch(padded.movedim(1, axis), lengths, clips, few)
 
-    def batch(self, inputs: Tensor, lengths: Tensor, clips: Sequence[Clip]) -> Batch:
+    def batch(self, inputs: Tensor, lengths: Tensor, clips: Sequence[Clip], few: str) -> Batch:
         """Add targets and what is known of the speakers."""
-        speakers = None if self.pool is None else self.pool.of(clips)
+        speakers = None if self.pool is None else self.pool.of(clips, few)
         return Batch(inputs, lengths, self.targets(clips), list(clips), speakers)
 
     def targets(self, clips: Sequence[Clip]) -> Tensor:

@@ -9,8 +9,9 @@ from torch import nn
 
 from ser.errors import UserError, some
 from ser.files import write_atomically
+from ser.optim import kept
 
-__all__ = ["load", "restore", "save"]
+__all__ = ["check", "load", "restore", "save"]
 
 FORMAT = 1
 
@@ -50,12 +51,17 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def restore(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Load weights strictly: every tensor in its place, none too many.
+    """Load weights strictly: every tensor that the model learns in its place, none too many.
 
     Raises:
         UserError: the weights belong to another model.
     """
-    own = model.state_dict()
+    check(kept(model), weights, path)
+    model.load_state_dict(weights, strict=False)  # frozen weights are the encoder's own
+
+
+def check(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise a UserError where names or shapes are not those of ``own``."""
     missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     resized = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if missing or foreign or resized:
@@ -65,4 +71,3 @@ def restore(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> N
             if names
         ]
         raise UserError(f"{path}: weights of another model: {'; '.join(parts)}")
-    model.load_state_dict(weights)

@@ -29,17 +29,19 @@ __all__ = ["Config", "build", "compose", "experiments", "load", "load_features",
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
-    "labels", "losses", "protocol", "mel", "augment", "encoders", "features", "ecapa_tdnn", "stats_probe", "optim",
-    "tracking", "experiment",
+    "labels", "losses", "protocol", "mel", "augment", "encoders", "features", "adapting", "hubert_attn",
+    "whisper_prompt", "ecapa_tdnn", "stats_probe", "optim", "tracking", "experiment",
 )  # fmt: skip
 NOT_BINDABLE = (
+    "Average",
     "ClipRandom",
     "FeatureStore",
+    "LoraLinear",
     "Run",
     "Tracker",
-    "WhisperMel",
     "class_weights",
     "environment",
+    "kept",
     "shared_labels",
 )
 ROOT = "experiment.Experiment"

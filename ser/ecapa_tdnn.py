@@ -7,16 +7,22 @@ Shapes: B clips, T frames, D mel bands, C classes.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ser.errors import UserError
+from ser.errors import UserError, nearest
+from ser.files import data_folder
 from ser.interfaces import Classifier
-from ser.layers import InputNorm, Speakers, pad_reflect
+from ser.layers import CosineHead, InputNorm, Speakers, attended_mean_std, masked_mean_std, pad_reflect
 
 __all__ = ["EcapaTdnn"]
+
+HEADS = ("linear", "cosine")
+SPEAKER_FILE = "embedding_model.ckpt"  # of SpeechBrain's pretrained speaker models
 
 
 class EcapaTdnn(Classifier):
@@ -31,6 +37,15 @@ class EcapaTdnn(Classifier):
         channel_dropout: share of whole channels dropped after each convolution block.
         attention_channels: of the attentive statistics pooling.
         normalisation: of the input, see ``layers.InputNorm``.
+        prior: clips that the corpus weighs as much as, against those of a speaker.
+        head: ``linear``, or ``cosine`` for AAM-softmax.
+        scale: of the cosine head's logits.
+        start: name on the hub, folder or file of a SpeechBrain speaker model whose weights (``embedding_model.ckpt``)
+            to begin with. A name is looked up in ``data/encoders/<name>/`` before the hub is asked. Such a model was
+            trained on another log-mel than ours, so its first layers have to learn anew.
+
+    Raises:
+        UserError: sizes that the network cannot have, or weights that do not fit it.
     """
 
     def __init__(
@@ -43,6 +58,10 @@ class EcapaTdnn(Classifier):
         channel_dropout: float = 0.0,
         attention_channels: int = 128,
         normalisation: str = "corpus",
+        prior: float = 1.0,
+        head: str = "linear",
+        scale: float = 30.0,
+        start: str = "",
     ):
         super().__init__()
         from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
@@ -51,9 +70,11 @@ class EcapaTdnn(Classifier):
             raise UserError(f"ecapa/channels is {channels}; expected a multiple of 8, the scale of the Res2Net blocks")
         if len(set(labels)) != len(labels) or len(labels) < 2:
             raise UserError(f"EcapaTdnn.labels are {', '.join(labels)}; expected two or more, each once")
+        if head not in HEADS:
+            raise UserError(f"ecapa/head is '{head}'{nearest(head, HEADS)}")
         self.labels = tuple(labels)
         self.input_shape = (bands,)
-        self.norm = InputNorm(bands, normalisation)
+        self.norm = InputNorm(bands, normalisation, prior)
         self.ecapa = ECAPA_TDNN(
             bands,
             lin_neurons=embedding,
@@ -61,16 +82,22 @@ class EcapaTdnn(Classifier):
             attention_channels=attention_channels,
             dropout=channel_dropout,
         )
-        self.head = nn.Sequential(
-            nn.BatchNorm1d(embedding), nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding, len(self.labels))
-        )
+        if start:
+            load_speaker_model(self.ecapa, start)
+        last: nn.Module = nn.Linear(embedding, len(self.labels))
+        self.cosine_scale = None
+        if head == "cosine":
+            last, self.cosine_scale = CosineHead(embedding, len(self.labels), scale), scale
+        between = [nn.ReLU()] if head == "linear" else []  # an angle wants all directions
+        self.head = nn.Sequential(nn.BatchNorm1d(embedding), *between, nn.Dropout(dropout), last)
 
-    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
-        """Turn log-mel inputs [B, T, D] and their frames long [B] into logits [B, C]."""
-        return self.head(self.embed(self.norm(inputs, lengths, speakers), lengths))
+    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return logits [B, C]."""
+        return self.head(embedding)
 
-    def embed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the utterance embedding [B, E] of normalised frames [B, T, D]."""
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return the utterance embedding [B, E] of log-mel inputs [B, T, D] and their frames long [B]."""
+        x = self.norm(inputs, lengths, speakers)
         # SpeechBrain compares frame < relative * T; half a frame less survives the rounding of the product.
         relative = (lengths - 0.5) / x.shape[1]
         first, *blocks = self.ecapa.blocks
@@ -80,7 +107,7 @@ class EcapaTdnn(Classifier):
             x = se_res2net(block, x, lengths, relative)
             outputs.append(x)
         x = self.ecapa.mfa(torch.cat(outputs, dim=1))  # kernel 1: needs no padding
-        x = self.ecapa.asp_bn(self.ecapa.asp(x, lengths=relative))
+        x = self.ecapa.asp_bn(attentive_statistics(self.ecapa.asp, x, lengths))
         return self.ecapa.fc(x).squeeze(2)
 
 
@@ -100,3 +127,57 @@ def se_res2net(block: Any, x: Tensor, lengths: Tensor, relative: Tensor) -> Tens
         outputs.append(tdnn(layer, chunk + outputs[-1] if number else chunk, lengths))
     x = block.tdnn2(torch.cat(outputs, dim=1))
     return block.se_block(x, relative) + residual
+
+
+def attentive_statistics(pool: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    """Run a SpeechBrain ``AttentiveStatisticsPooling`` on x [B, C, T]: [B, 2C, 1].
+
+    It joins the clip's mean and deviation to every frame before the first convolution. Their part of the sum is the
+    same for all frames, so here it is computed once; and the mask comes from lengths that did not pass a ratio.
+    """
+    block = pool.tdnn
+    conv = block.conv.conv
+    weight = conv.weight[:, :, 0]
+    if pool.global_context:
+        mean, std = masked_mean_std(x.float().transpose(1, 2), lengths, 1e-6)
+        clip = torch.cat([mean, std], 1) @ weight[:, x.shape[1] :].T
+        hidden = F.conv1d(x, weight[:, : x.shape[1], None], conv.bias) + clip[..., None]
+    else:
+        hidden = conv(x)
+    hidden = block.dropout(block.norm(block.activation(hidden)))
+    scores = pool.conv(pool.tanh(hidden))
+    return torch.cat(attended_mean_std(x, scores, lengths, time=2), 1)[..., None]
+
+
+def load_speaker_model(network: nn.Module, start: str) -> None:
+    """Load the weights of a SpeechBrain speaker model strictly into an ECAPA-TDNN of the same sizes.
+
+    Raises:
+        UserError: not found, not such weights, or of other sizes.
+    """
+    path = speaker_model(start)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(weights)
+    except Exception as error:  # whatever torch raises for bytes, names and shapes that are not these
+        reason = str(error).strip().replace("\t", "").split("\n")
+        raise UserError(
+            f"{path}: not the weights of such a network ({' '.join(reason[:2]).strip()[:150]}); its sizes are "
+            "ecapa/channels = 1024 and embedding = 192"
+        ) from error
+
+
+def speaker_model(start: str) -> Path:
+    """Return the file of a speaker model that is at hand, or fetch it from the hub."""
+    for path in (Path(start), Path(start) / SPEAKER_FILE, data_folder() / "encoders" / start / SPEAKER_FILE):
+        if path.is_file():
+            return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(start, SPEAKER_FILE))
+    except Exception as error:  # of the network, or of a name that the hub does not know
+        raise UserError(
+            f"speaker model '{start}' is neither at hand nor to be fetched ({type(error).__name__}); put its "
+            f"{SPEAKER_FILE} into {data_folder() / 'encoders' / start}/"
+        ) from error

@@ -22,9 +22,9 @@ from ser.files import data_folder
 from ser.interfaces import Encoder, FrontEnd
 from ser.layers import masked_mean_std
 
-__all__ = ["EncoderFeatures", "Pretrained", "kept_layers"]
+__all__ = ["EncoderFeatures", "Pretrained", "fingerprint", "front_end", "kept_layers"]
 
-KEEP = ("frames", "statistics")
+KEEP = ("frames", "statistics", "input")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SECONDS = {"cpu": 10.0, "cuda": 400.0}  # padded sound that keeps a device busy
 UNUSED_WEIGHTS = {"masked_spec_embed"}  # what only pretraining looks at
@@ -95,6 +95,22 @@ def kept_layers(layers: Sequence[int] | None, states: int) -> int:
     return states if layers is None else len(layers)
 
 
+def front_end(
+    encoder: Pretrained, hears: FrontEnd, keep: str = "statistics", layers: Sequence[int] | None = None
+) -> FrontEnd:
+    """Return what a model is given: something of the states of a frozen encoder, or what the encoder hears.
+
+    Args:
+        encoder: pretrained.
+        hears: what goes into it, for ``input``: the model has the encoder inside.
+        keep: ``statistics`` or ``frames``, see ``EncoderFeatures``; or ``input``.
+        layers: as of ``EncoderFeatures``.
+    """
+    if keep not in KEEP:
+        raise UserError(f"encoder/keep is '{keep}'{nearest(keep, KEEP)}")
+    return hears if keep == "input" else EncoderFeatures(encoder, keep, layers)
+
+
 class EncoderFeatures(FrontEnd):
     """What is kept of a frozen encoder.
 
@@ -109,8 +125,8 @@ class EncoderFeatures(FrontEnd):
 
     def __init__(self, encoder: Pretrained, keep: str = "statistics", layers: Sequence[int] | None = None):
         super().__init__()
-        if keep not in KEEP:
-            raise UserError(f"encoder/keep is '{keep}'{nearest(keep, KEEP)}")
+        if keep not in KEEP[:2]:
+            raise UserError(f"encoder/keep is '{keep}'{nearest(keep, KEEP[:2])}")
         wanted = list(range(encoder.states)) if layers is None else list(layers)
         if not wanted or wanted != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < encoder.states:
             raise UserError(

@@ -16,9 +16,11 @@ from ser.errors import UserError
 from ser.features import Features
 from ser.files import append_line, read_csv, write_csv, write_json
 from ser.interfaces import Classifier
+from ser.layers import normalises_by_speaker
 from ser.metadata import Clip
 from ser.progress import progress as progress_bar
 from ser.samplers import bucketed
+from ser.speakers import SpeakerPool
 
 __all__ = ["Predictions", "count_scoring", "pool", "predict", "read_predictions", "score", "write_evaluation"]
 
@@ -90,6 +92,8 @@ def predict(
 ) -> Predictions:
     """Run a model over whole clips, in batches of similar length; the order of ``clips`` is kept.
 
+    A model that normalises embeddings by speaker sees those of all of ``clips`` before it answers.
+
     Raises:
         UserError: an input that cannot be read, or an answer that is not finite.
     """
@@ -99,13 +103,22 @@ def predict(
     rate = features.input_rate
     batches = bucketed([reader.source.length(clip) for clip in clips], round(BUDGET_SECONDS * rate))
     logits = np.empty((len(clips), len(reader.labels)))
+    embeddings: dict[str, torch.Tensor] = {}
+    twice = normalises_by_speaker(model) and model.speakers_at == "embedding"
     with progress_bar(None, "evaluate", len(clips), shown=progress) as bar:
         for rows in batches:
             batch = reader.whole([clips[row] for row in rows]).to(device)
             inputs, lengths = features.frames(batch.inputs, batch.lengths)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits[rows] = model(inputs, lengths, batch.speakers).double().cpu().numpy()
+                if twice:
+                    embeddings |= zip(batch.names, model.embed(inputs, lengths).float().cpu(), strict=True)
+                else:
+                    logits[rows] = model(inputs, lengths, batch.speakers).double().cpu().numpy()
             bar.update(len(rows))
+    if twice:
+        speakers = SpeakerPool(clips, lambda clip: embeddings[clip.clip], None, reader.limit).of(clips)
+        every = torch.stack([embeddings[clip.clip] for clip in clips])
+        logits = model.classify(every.to(device), speakers.to(device)).double().cpu().numpy()
     model.train(was_training)
     bad = np.flatnonzero(~np.isfinite(logits).all(1)).tolist()
     if bad:

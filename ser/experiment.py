@@ -26,25 +26,27 @@ class Training:
     Attributes:
         epochs: at most.
         batch_size: clips a step.
-        crop_seconds: length of the training crops; shorter clips are repeated.
+        crop_seconds: length of the training crops; shorter clips are repeated. None for whole clips, padded.
         patience: epochs without a better validation UAR before stopping.
         clip_norm: largest gradient norm; larger ones are scaled down to it.
         average: decay a step of the moving average of the weights, which validates and is kept; 0 for none.
         precision: ``float32``, or ``bf16`` for autocast to bfloat16.
+        balanced: draw clips so that all classes come equally often.
     """
 
     epochs: int
     batch_size: int
-    crop_seconds: float
+    crop_seconds: float | None
     patience: int
     clip_norm: float = 5.0
     average: float = 0.0
     precision: str = "float32"
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6}
         for name, value in least.items():
-            if not getattr(self, name) >= value:
+            if getattr(self, name) is not None and not getattr(self, name) >= value:
                 raise UserError(f"Training.{name} is {getattr(self, name)}; expected {value} or more")
         if not 0 <= self.average < 1:
             raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
@@ -91,16 +93,43 @@ class Experiment:
                 f"train/average is {self.training.average}, but a solver makes no steps to average over; "
                 "set 'train/average = 0.0'"
             )
-        if normalises_by_speaker(self.model) and not features.cached:
+        at_inputs = normalises_by_speaker(self.model) and self.model.speakers_at == "inputs"
+        if at_inputs and not features.cached:
             raise UserError(f"{model}: normalisation by speaker reads stored features; set 'Features.cached = True'")
         masks = [type(op).__name__ for _, op in self.augment.of_kind("features")]
         if masks and self.model.takes != "frames":
             raise UserError(f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}")
+        self.check_loss()
         sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
         if self.features.cached and sound:
             raise UserError(
                 f"augment: {' and '.join(sound)} change sound, but Features.cached is True: stored features "
                 "are read; set 'Features.cached = False' or leave them out"
+            )
+
+    def check_loss(self) -> None:
+        """Raise a UserError for what corrects the same thing twice, or has no meaning together."""
+        loss, mixed = self.loss, [type(op).__name__ for _, op in self.augment.of_kind("batch")]
+        corrections = {
+            "train/balanced = True": self.training.balanced,
+            f"train/class_weights = '{loss.class_weights}'": loss.class_weights != "none",
+            f"train/logit_adjustment = {loss.logit_adjustment}": loss.logit_adjustment > 0,
+        }
+        if len(named := [name for name, used in corrections.items() if used]) > 1:
+            raise UserError(f"{' and '.join(named)} correct the balance of classes more than once; keep one of them")
+        if mixed and self.training.crop_seconds is None:
+            raise UserError(
+                f"augment: {' and '.join(mixed)} needs clips of one length; set 'train/crop_seconds = 3.0', or leave it out"
+            )
+        if loss.kind != "aam":
+            return
+        if mixed or self.protocol.label_source == "voice_soft":
+            soft = " and ".join(mixed) or "labels/source = 'voice_soft'"
+            raise UserError(f"train/loss = 'aam' needs hard labels, and {soft} makes soft ones; leave one of them out")
+        if getattr(self.model, "cosine_scale", None) != loss.scale:
+            raise UserError(
+                f"train/loss = 'aam' needs a model with a cosine head of scale {loss.scale}; {type(self.model).__name__} "
+                "has another: set 'ecapa/head = \"cosine\"' and 'aam/scale'"
             )
 
 

@@ -36,6 +36,8 @@ class Features:
             raise UserError(f"Features.name is '{name}'; expected the plain name of a folder")
         if dtype not in DTYPES:
             raise UserError(f"Features.dtype is '{dtype}'; expected float16 or float32")
+        if cached and front_end.kind == "sound":
+            raise UserError(f"features '{name}' are sound itself, which is not stored; set 'Features.cached = False'")
         self.name = name
         self.front_end = front_end
         self.cached = cached

@@ -3,11 +3,16 @@
 Shapes: B clips, N samples at 16 kHz, T frames, D features, L layers, C classes; ``lengths`` are long[B].
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from ser.adapting import Adapted
+    from ser.layers import Prompts, Speakers
 
 __all__ = ["Classifier", "Encoder", "FrontEnd", "Solvable"]
 
@@ -16,8 +21,8 @@ class FrontEnd(nn.Module):
     """Sound to what a model hears of it: ``forward(sound, lengths) -> (values, frames)``.
 
     Attributes:
-        kind: ``frames`` [B, T, D], ``layers`` [B, L, T, D] or ``statistics`` [B, L, 2D].
-        shape: of a clip's values without time: (D,), (L, D), or (L, 2D) of statistics.
+        kind: ``sound`` [B, N], ``frames`` [B, T, D], ``layers`` [B, L, T, D] or ``statistics`` [B, L, 2D].
+        shape: of a clip's values without time: (), (D,), (L, D), or (L, 2D) of statistics.
         suffix: of the store's name: what is kept, where that is a choice.
         options: the overrides that make this choice again, for a command.
         ending: of a stored file, ``.npy`` or ``.pt``.
@@ -61,15 +66,49 @@ class Encoder(nn.Module):
         width: features D of every state.
         layers: number L of states.
         rate: frames per second, of every encoder here.
+        front_end: sound to the inputs of ``run``.
+        checkpointing: in training, compute a layer's inner values again instead of keeping them: less memory.
     """
 
     width: int
     layers: int
     rate: float = 50.0
+    front_end: FrontEnd
+    checkpointing: bool = False
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer layers."""
+        raise NotImplementedError
+
+    @property
+    def convolutions(self) -> list[nn.Module]:
+        """What turns inputs into frames; is kept as it was pretrained even where all layers train."""
+        raise NotImplementedError
+
+    @property
+    def final(self) -> nn.Module | None:
+        """What only the last state goes through."""
+        raise NotImplementedError
+
+    def input_frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames long [B] of inputs of ``lengths``, as the front end gives them."""
+        raise NotImplementedError
+
+    def run(
+        self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: "Prompts | None" = None
+    ) -> Iterator[Tensor]:
+        """Yield state 0, 1, ... ``last`` [B, T, D] of the front end's values, zero after each clip's end.
+
+        Nothing above ``last`` (by default the top) is computed. A clip's states are the same alone and in
+        any batch.
+
+        Args:
+            inputs: values of the front end.
+            lengths: theirs, long [B].
+            last: state to end with.
+            prompts: learned vectors that the layers see in front of the frames.
+        """
         raise NotImplementedError
 
     def frames(self, lengths: Tensor) -> Tensor:
@@ -77,12 +116,14 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def states(self, sound: Tensor, lengths: Tensor, last: int | None = None) -> Iterator[Tensor]:
-        """Yield state 0, 1, ... ``last`` [B, T, D] of sound [B, N], zero after each clip's end.
+        """Yield the states of sound [B, N], see ``run``."""
+        return self.run(*self.front_end(sound, lengths), last)
 
-        Nothing above ``last`` (by default the top) is computed. A clip's states are the same alone and in
-        any batch.
-        """
-        raise NotImplementedError
+    def through(self, layer: Callable[..., Tensor], *values: Any) -> Tensor:
+        """Return ``layer(*values)``, by checkpointing where that is wanted."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *values, use_reentrant=False)
+        return layer(*values)
 
     def pack(self) -> None:
         """Lay the weights out for inference on the CPU; the encoder can no longer train, move or be saved."""
@@ -96,11 +137,37 @@ class Classifier(nn.Module):
         labels: names of the C classes.
         takes: kind of its inputs, see ``FrontEnd.kind``.
         input_shape: of one clip's input without time, see ``FrontEnd.shape``.
+        encoder: the pretrained encoder inside, if there is one.
+        speakers_at: what statistics of speakers are of, where it normalises by them: ``inputs`` or ``embedding``.
     """
 
     labels: tuple[str, ...]
     takes: str = "frames"
     input_shape: tuple[int, ...]
+    speakers_at: str = "inputs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder: Adapted | None = None
+
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+        """Return the clips' embeddings [B, E]."""
+        raise NotImplementedError
+
+    def classify(self, embedding: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+        """Return logits [B, C] of embeddings [B, E]."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, lengths: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+        """Turn inputs, their lengths long [B] and what is known of their speakers into logits [B, C]."""
+        if self.speakers_at == "embedding":
+            return self.classify(self.embed(inputs, lengths), speakers)
+        return self.classify(self.embed(inputs, lengths, speakers))
+
+    def lr_scales(self) -> dict[str, float]:
+        """Return the factor on the learning rate of parameters, by name; 1 for those without."""
+        own = self.encoder.lr_scales() if self.encoder is not None else {}
+        return {f"encoder.{name}": scale for name, scale in own.items()}
 
 
 class Solvable(Classifier):

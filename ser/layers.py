@@ -15,8 +15,13 @@ from ser.errors import UserError, nearest
 __all__ = [
     "NORMALISATIONS",
     "InputNorm",
+    "AttentiveStatistics",
+    "CosineHead",
     "LayerSum",
+    "Prompts",
+    "RunningNorm",
     "Speakers",
+    "attended_mean_std",
     "clip_mask",
     "masked_mean_std",
     "normalises_by_speaker",
@@ -78,12 +83,12 @@ def pad_reflect(x: Tensor, lengths: Tensor, padding: int) -> Tensor:
 
 
 def masked_mean_std(x: Tensor, lengths: Tensor, smallest: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over each clip's own frames, both [B, D], of x [B, T, D].
+    """Return mean and standard deviation over each clip's own frames, both [B, *F], of x [B, T, *F].
 
     The standard deviation is the biased one (divided by the number of frames) and at least ``smallest``.
     """
-    mask = clip_mask(lengths, x.shape[1])[..., None]
-    count = lengths[:, None].to(x.dtype)
+    mask = clip_mask(lengths, x.shape[1]).view(*x.shape[:2], *[1] * (x.dim() - 2))
+    count = lengths.view(-1, *[1] * (x.dim() - 2)).to(x.dtype)
     mean = x.masked_fill(~mask, 0).sum(1) / count
     variance = (x - mean[:, None]).masked_fill(~mask, 0).square().sum(1) / count
     return mean, variance.clamp_min(smallest**2).sqrt()
@@ -149,12 +154,56 @@ class InputNorm(nn.Module):
         return (x - mean) / std
 
     def forward(self, x: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
-        """Return normalised frames x [B, T, D]; those after a clip's end are zero."""
+        """Return normalised frames x [B, T, *size]; those after a clip's end are zero."""
         if self.fitted:
             x = self.standardised(x, speakers)
         elif self.kind == "clip":
             x = x - masked_mean_std(x, lengths)[0][:, None]
-        return x.masked_fill(~clip_mask(lengths, x.shape[1])[..., None], 0.0)
+        outside = ~clip_mask(lengths, x.shape[1])
+        return x.masked_fill(outside.view(*outside.shape, *[1] * (x.dim() - 2)), 0.0)
+
+
+class RunningNorm(InputNorm):
+    """``InputNorm`` of embeddings, which change while a model trains: the corpus's statistics run along.
+
+    Args:
+        size: of the embedding.
+        kind: ``corpus``, ``speaker`` or ``none``.
+        prior: as of ``InputNorm``.
+        momentum: share of the newest batch in the running statistics; more in the first steps.
+    """
+
+    def __init__(self, size: int, kind: str = "corpus", prior: float = 1.0, momentum: float = 0.02):
+        super().__init__(size, kind, prior)
+        if kind == "clip":
+            raise UserError("normalisation 'clip': an embedding has no time; choose corpus, speaker or none")
+        self.momentum = momentum
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @property
+    def fitted(self) -> bool:
+        """The statistics come while training."""
+        return False
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Let a batch [B, E] into the running statistics."""
+        self.steps += 1
+        share = max(self.momentum, 1 / int(self.steps))
+        away = x.mean(0) - self.mean
+        spread = self.std.square() * (1 - share) + share * x.var(0, correction=0) + share * (1 - share) * away.square()
+        self.mean += share * away
+        self.std.copy_(spread.clamp_min(1e-10).sqrt())
+
+    def forward(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:  # type: ignore[override]
+        """Return normalised embeddings x [B, E], in float32."""
+        x = x.float()
+        if self.kind == "none":
+            return x
+        if self.training:
+            self.follow(x)
+        return self.standardised(x, speakers)
 
 
 def normalises_by_speaker(model: nn.Module) -> bool:
@@ -189,3 +238,96 @@ class LayerSum(nn.Module):
             return torch.einsum("l,bl...->b...", self.weights.to(states.dtype), states)
         parts = (weight * state for weight, state in zip(self.weights, states, strict=True))
         return sum(parts, start=torch.zeros((), device=self.scores.device))
+
+
+def attended_mean_std(
+    x: Tensor, scores: Tensor, lengths: Tensor, time: int = 1, smallest: float = 1e-12
+) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over each clip's frames, weighted by a softmax of scores in time.
+
+    In float32, whatever autocast says: in half precision the variance would cancel.
+
+    Args:
+        x: [B, T, D], or [B, D, T].
+        scores: of each feature in each frame, of the same shape, or of one feature for all.
+        lengths: long [B].
+        time: dimension of T.
+        smallest: variance that smaller ones are lifted to.
+
+    Returns:
+        Two of [B, D].
+    """
+    x, scores = x.float(), scores.float()
+    outside = ~clip_mask(lengths, x.shape[time]).unsqueeze(3 - time)
+    weights = scores.masked_fill(outside, -torch.inf).softmax(time)
+    mean = (weights * x).sum(time, keepdim=True)
+    variance = (weights * (x - mean).square()).sum(time)
+    return mean.squeeze(time), variance.clamp_min(smallest).sqrt()
+
+
+class AttentiveStatistics(nn.Module):
+    """Attentive statistics pooling (Okabe et al. 2018, https://arxiv.org/abs/1803.10963).
+
+    Each feature has an attention of its own over time, which sees the frame and the clip's mean and deviation, as in
+    ECAPA-TDNN (https://arxiv.org/abs/2005.07143).
+
+    Args:
+        size: features D of a frame.
+        hidden: size of the attention.
+    """
+
+    def __init__(self, size: int, hidden: int = 128):
+        super().__init__()
+        self.frame = nn.Linear(size, hidden)
+        self.clip = nn.Linear(2 * size, hidden, bias=False)
+        self.score = nn.Linear(hidden, size)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Pool x [B, T, D] to [B, 2D]; what lies after a clip's end is ignored."""
+        x = x.masked_fill(~clip_mask(lengths, x.shape[1])[..., None], 0)
+        clip = torch.cat(masked_mean_std(x.float(), lengths), 1)
+        # The clip's part of the sum is the same for all frames, so it is multiplied once.
+        hidden = self.frame(x) + self.clip(clip)[:, None]
+        return torch.cat(attended_mean_std(x, self.score(hidden.tanh()), lengths), 1)
+
+
+class CosineHead(nn.Module):
+    """Cosine between embedding and class, times a scale: what an angular margin is added to.
+
+    Args:
+        size: of the embedding.
+        classes: number C.
+        scale: of the logits.
+    """
+
+    def __init__(self, size: int, classes: int, scale: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, size))
+        nn.init.xavier_uniform_(self.weight)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, C] of x [B, E], in float32."""
+        return self.scale * F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
+
+
+class Prompts(nn.Module):
+    """Learned vectors in front of the frames (Jia et al. 2022, https://arxiv.org/abs/2203.12119).
+
+    Args:
+        count: vectors P.
+        width: features D.
+        depth: layers that get vectors of their own: 1 is the input alone, the number of layers all ("deep").
+    """
+
+    def __init__(self, count: int, width: int, depth: int = 1):
+        super().__init__()
+        self.count = count
+        self.values = nn.Parameter(torch.randn(depth, count, width) * width**-0.5)
+
+    def insert(self, number: int, x: Tensor) -> Tensor:
+        """Return what goes into layer ``number`` (from 0): x [B, T, D] before the first, [B, P + T, D] after it."""
+        if number >= len(self.values):
+            return x
+        own = self.values[number].to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([own, x if number == 0 else x[:, self.count :]], 1)

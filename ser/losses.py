@@ -4,6 +4,8 @@ A target is a distribution over the classes: one-hot, smoothed, mixed and voted 
 Shapes: B clips, C classes.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ser.errors import UserError, nearest
 
 __all__ = ["CLASS_WEIGHTS", "KINDS", "Loss", "class_weights"]
 
-KINDS = ("cross_entropy", "focal")
+KINDS = ("cross_entropy", "focal", "aam")
 CLASS_WEIGHTS = ("none", "inverse", "effective")
 BETA = 0.999  # of the effective number of samples
 
@@ -39,13 +41,18 @@ def class_weights(counts: Tensor, kind: str) -> Tensor:
 
 
 class Loss:
-    """Cross-entropy or focal loss on target distributions, with class weights and label smoothing.
+    """Cross-entropy, focal or AAM-softmax loss, with class weights and label smoothing.
 
     Args:
-        kind: ``cross_entropy``, or ``focal`` (https://arxiv.org/abs/1708.02002), which makes easy clips count less.
+        kind: ``cross_entropy``; ``focal`` (https://arxiv.org/abs/1708.02002), which makes easy clips count less; or
+            ``aam``, the additive angular margin (https://arxiv.org/abs/1801.07698) on a cosine head, for hard labels.
         class_weights: one of ``CLASS_WEIGHTS``; the counts are those of the training part.
         label_smoothing: share of each target that is spread evenly over the classes, in [0, 1).
         focal_gamma: exponent of (1 - p) in the focal loss.
+        logit_adjustment: the logits get this times the logarithm of the training part's class shares, so that rare
+            classes are not answered too rarely (https://arxiv.org/abs/2007.07314); 0 for none.
+        margin: angle that AAM adds between a clip and its own class, radians.
+        scale: of the cosine head's logits.
     """
 
     def __init__(
@@ -54,6 +61,9 @@ class Loss:
         class_weights: str = "none",
         label_smoothing: float = 0.0,
         focal_gamma: float = 2.0,
+        logit_adjustment: float = 0.0,
+        margin: float = 0.2,
+        scale: float = 30.0,
     ):
         if kind not in KINDS:
             raise UserError(f"train/loss is '{kind}'{nearest(kind, KINDS)}")
@@ -63,11 +73,24 @@ class Loss:
             raise UserError(f"Loss.label_smoothing is {label_smoothing}; expected a share in [0, 1)")
         if focal_gamma < 0:
             raise UserError(f"Loss.focal_gamma is {focal_gamma}; expected 0 or more")
+        if kind == "aam" and label_smoothing:
+            raise UserError(
+                f"train/loss is 'aam' and label_smoothing {label_smoothing}: an angular margin needs hard labels; set "
+                "'Loss.label_smoothing = 0.0'"
+            )
+        if logit_adjustment < 0 or not 0 <= margin < math.pi / 2 or scale <= 0:
+            raise UserError(
+                f"Loss: logit_adjustment {logit_adjustment}, margin {margin}, scale {scale}; expected none below 0, "
+                "a margin below 1.57 and a scale above 0"
+            )
+        self.kind = kind
+        self.logit_adjustment = logit_adjustment
+        self.margin, self.scale = margin, scale
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma if kind == "focal" else 0.0
 
-    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, prior: Tensor | None = None) -> Tensor:
         """Return the weighted mean loss of a batch, a scalar in float32.
 
         Equal to ``torch.nn.functional.cross_entropy`` with class indices, ``weight`` and ``label_smoothing``
@@ -77,11 +100,28 @@ class Loss:
             logits: [B, C].
             targets: float [B, C], each row a distribution.
             weights: float [C] of ``class_weights``.
+            prior: share of each class in the training part, float [C], for logit adjustment.
         """
-        log_p = logits.float().log_softmax(-1)
+        logits = logits.float()
+        if self.kind == "aam":
+            logits = self.with_margin(logits, targets)
+        if self.logit_adjustment and prior is not None:
+            logits = logits + self.logit_adjustment * prior.clamp_min(1e-6).log()
+        log_p = logits.log_softmax(-1)
         smoothed = targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[-1]
         cost = -log_p
         if self.focal_gamma:
             # Above zero, since a power below 1 has no gradient at 0.
             cost = cost * (1 - log_p.exp()).clamp_min(1e-6) ** self.focal_gamma
         return (smoothed * weights * cost).sum() / (targets * weights).sum()
+
+    def with_margin(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return logits with the margin added to the angle of each clip's own class.
+
+        Where that angle would pass pi, a line goes on from there, so that the loss stays monotonic.
+        """
+        cosine = (logits / self.scale).clamp(-1 + 1e-6, 1 - 1e-6)
+        shifted = cosine * math.cos(self.margin) - (1 - cosine.square()).sqrt() * math.sin(self.margin)
+        straight = cosine - self.margin * math.sin(self.margin)
+        own = torch.where(cosine > -math.cos(self.margin), shifted, straight)
+        return torch.where(targets > 0.5, own, cosine) * self.scale

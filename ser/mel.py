@@ -4,7 +4,7 @@ Shapes: B clips, N samples at 16 kHz, T frames, D mel bands; ``lengths`` are lon
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ser.audio import SAMPLE_RATE
@@ -12,7 +12,27 @@ from ser.errors import UserError
 from ser.interfaces import FrontEnd
 from ser.layers import clip_mask
 
-__all__ = ["LogMel", "WhisperMel"]
+__all__ = ["LogMel", "Sound", "WhisperMel"]
+
+
+class Sound(FrontEnd):
+    """Sound as it is, for a model with an encoder of its own: float [B, N] at 16 kHz, never stored."""
+
+    kind = "sound"
+    shape = ()
+    rate = SAMPLE_RATE
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """Nothing is made."""
+        return {"kind": "sound"}
+
+    def forward(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sound [B, N], zero after each clip's end, and its lengths."""
+        return sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0), lengths
 
 
 class LogMel(FrontEnd):
@@ -74,13 +94,13 @@ class LogMel(FrontEnd):
         return log_mel.masked_fill(~clip_mask(frames, log_mel.shape[1])[..., None], 0.0), frames
 
 
-class WhisperMel(nn.Module):
+class WhisperMel(FrontEnd):
     """The log-mel input of Whisper, of each clip's own length instead of 30 s.
 
     Its frames are those that transformers' ``WhisperFeatureExtractor`` computes of the same clip within 30 s:
     logarithm to base 10 of mel power (Slaney scale, 25 ms Hann windows every 10 ms), cut off 8 below the clip's
-    maximum, scaled to about [-1, 1]. Silence follows a clip, as Whisper was trained; two frames of it are as many
-    as the encoder's convolutions reach beyond a clip's end.
+    maximum, scaled to about [-1, 1]. Two frames of silence follow a clip, as many as the encoder's convolutions
+    reach beyond its end; they count as the clip's.
 
     Args:
         bands: number of mel bands, 80 or (large-v3) 128.
@@ -88,11 +108,18 @@ class WhisperMel(nn.Module):
 
     WINDOW, HOP = 400, 160  # samples
     LONGEST = 30 * SAMPLE_RATE  # samples
+    SILENCE = 2  # frames
+
+    suffix = "-input"
+    options = " 'encoder/keep = \"input\"'"
+    rate = SAMPLE_RATE / HOP
 
     def __init__(self, bands: int = 80):
         super().__init__()
         from torchaudio.functional import melscale_fbanks
 
+        self.bands = bands
+        self.shape = (bands,)
         filters = melscale_fbanks(self.WINDOW // 2 + 1, 0.0, 8000.0, bands, SAMPLE_RATE, "slaney", "slaney")
         self.filters: Tensor
         self.window: Tensor
@@ -105,26 +132,35 @@ class WhisperMel(nn.Module):
         self.filters, self.window = self.filters.to(device), self.window.to(device)
         return self
 
-    def frames(self, lengths: Tensor) -> Tensor:
-        """Return the number of frames long [B] of clips of ``lengths`` samples: those centred inside the clip."""
-        return torch.div(lengths + self.HOP - 1, self.HOP, rounding_mode="floor")
+    @property
+    def spec(self) -> dict[str, object]:
+        """How these features are made, for the index of a feature store."""
+        return {"kind": "whisper_mel", "bands": self.bands}
 
-    def forward(self, sound: Tensor, lengths: Tensor) -> Tensor:
-        """Turn sound [B, N] of at most 30 s into log-mel [B, bands, T], T two frames more than the longest clip's."""
-        half, longest = self.WINDOW // 2, int(lengths.max())
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames long [B] of clips of ``lengths`` samples, the silence included."""
+        return torch.div(lengths + self.HOP - 1, self.HOP, rounding_mode="floor") + self.SILENCE
+
+    def forward(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn sound [B, N] into log-mel [B, T, D], zero after each clip's silence, and its frames long [B]."""
+        half, end = self.WINDOW // 2, self.LONGEST
         frames = self.frames(lengths)
+        needed = (int(frames.max()) - 1) * self.HOP + half
         sound = sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)
-        # Silence follows a clip; what would lie beyond 30 s and before the start is mirrored, as in the original.
-        to_the_end = longest > self.LONGEST - half
-        size = self.LONGEST if to_the_end else max(longest, half + 1)
-        sound = F.pad(sound, (0, size - sound.shape[1]))
-        sound = F.pad(sound[:, None], (half, half if to_the_end else 0), mode="reflect")[:, 0]
-        total = min(int(frames.max()) + 2, self.LONGEST // self.HOP)
-        needed = (total - 1) * self.HOP + self.WINDOW
-        sound = F.pad(sound, (0, max(0, needed - sound.shape[1])))[:, :needed]
+        sound = F.pad(sound, (0, max(0, needed - sound.shape[1])))
+        # The original mirrors what would lie before the start and beyond 30 s.
+        reaches = (lengths > end - half) & (lengths <= end)
+        if reaches.any():
+            mirrored = sound[:, end - half - 1 : end - 1].flip(1)
+            sound[:, end : end + half] = torch.where(reaches[:, None], mirrored, sound[:, end : end + half])
+        sound = F.pad(sound[:, None], (half, 0), mode="reflect")[:, 0, : needed + half]
         power = torch.stft(
             sound, self.WINDOW, self.HOP, window=self.window, center=False, return_complex=True
         ).abs().square()  # fmt: skip
-        mel = (self.filters.T @ power).clamp_min(1e-10).log10()
+        mel = (self.filters.T @ power).clamp_min(1e-10).log10().transpose(1, 2)
         # The silent frames count for the maximum too: the first of them may hold the end of a loud sound.
-        return (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8) + 4) / 4
+        most = end // self.HOP
+        counted = torch.where(frames <= most + self.SILENCE, frames.clamp_max(most), frames)
+        loudest = mel.masked_fill(~clip_mask(counted, mel.shape[1])[..., None], -torch.inf).amax((1, 2), keepdim=True)
+        mel = (torch.maximum(mel, loudest - 8) + 4) / 4
+        return mel.masked_fill(~clip_mask(frames, mel.shape[1])[..., None], 0), frames

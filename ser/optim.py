@@ -1,14 +1,16 @@
-"""Optimiser and learning-rate recipes: cheap objects that gin makes, built once the model exists."""
+"""Optimiser, learning rate and average of the weights; what of a model is learned at all."""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ser.errors import UserError
 
-__all__ = ["AdamW", "WarmupCosine"]
+__all__ = ["AdamW", "Average", "WarmupCosine", "kept"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,23 @@ class AdamW:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"AdamW.beta1 is {self.beta1}, beta2 {self.beta2}; expected shares in [0, 1)")
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """Return the optimiser over the parameters that require gradients."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    def build(self, model: nn.Module, scales: Mapping[str, float] | None = None) -> torch.optim.AdamW:
+        """Return the optimiser over the parameters that require gradients.
+
+        Args:
+            model: of the parameters.
+            scales: factors on the learning rate of some of them, by name; each group carries its own as ``scale``.
+        """
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                scale = (scales or {}).get(name, 1.0)
+                groups.setdefault((scale, parameter.dim() > 1), []).append(parameter)
+        options = [
+            {"params": members, "lr": self.lr * scale, "scale": scale, "weight_decay": self.weight_decay * matrix}
+            for (scale, matrix), members in groups.items()
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2))
+        return torch.optim.AdamW(options, lr=self.lr, betas=(self.beta1, self.beta2))
 
 
 @dataclass(frozen=True)
@@ -65,3 +76,56 @@ class WarmupCosine:
             return (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, steps - warmup_steps)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def kept(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint keeps of a model: all but the frozen weights, which come from a pretrained encoder."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+class Average:
+    """Moving average of what a model learns (Polyak and Juditsky 1992), statistics of norms included.
+
+    The decay grows as (1 + t) / (10 + t) up to its value, so that the first steps are soon forgotten.
+
+    Args:
+        model: whose weights it begins with.
+        decay: a step, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.steps = 0
+        self.values = {name: value.detach().clone() for name, value in kept(model).items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let the model's present weights in."""
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for name, value in kept(self.model).items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, share)
+            else:
+                self.values[name].copy_(value)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Put the average into the model for a while."""
+        own = {name: value.detach().clone() for name, value in kept(self.model).items()}
+        self.model.load_state_dict(self.values, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own, strict=False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the average and the number of steps in it."""
+        return {**self.values, "steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state_dict``."""
+        self.steps = int(state["steps"])
+        for name, value in self.values.items():
+            value.copy_(state[name])

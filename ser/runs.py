@@ -134,7 +134,7 @@ def trained(name: str) -> Trained:
     """
     experiment, run = reopen(name)
     checkpoint = checkpoints.load(run.best)
-    check_unchanged(run, experiment.protocol, checkpoint, run.best)
+    check_unchanged(run, experiment, checkpoint, run.best)
     checkpoints.restore(experiment.model, checkpoint["model"], run.best)
     device = dist.device()
     experiment.model.to(device)
@@ -244,7 +244,8 @@ def predict(
 ) -> evaluation.Predictions:
     """Run the model over clips of any corpus, which are also what it may know of their speakers."""
     features, table = experiment.features, read_table(corpus)
-    enrolled = clips if normalises_by_speaker(experiment.model) else None
+    at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
+    enrolled = clips if at_inputs else None
     source = open_source(features, table)
     reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
@@ -368,7 +369,7 @@ def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
         UserError: the run itself was made with other clips or another split.
     """
     best = checkpoints.load(run.best)
-    check_unchanged(run, experiment.protocol, best, run.best)
+    check_unchanged(run, experiment, best, run.best)
     if not path.is_file():
         return False
     figures = read_json(path)

@@ -14,14 +14,39 @@ from ser.progress import cores
 __all__ = ["ahead", "bucketed", "prefetch", "shuffled"]
 
 
-def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def shuffled(
+    count: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    lengths: Sequence[int] | None = None,
+    shares: Sequence[float] | None = None,
+) -> list[np.ndarray]:
     """Return the batches of an epoch as index arrays, in an order that depends on (seed, epoch) only.
 
     Sizes differ by at most one and are at least ``batch_size`` where there are that many clips, so that no
     small rest is left for batch norm to choke on.
+
+    Args:
+        count: clips.
+        batch_size: clips of a batch.
+        seed, epoch: of the order.
+        lengths: of the clips, so that those of a batch are alike and little is padded.
+        shares: how often to draw each clip, of sum 1; without them each comes once.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return np.array_split(order, max(1, count // batch_size))
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(count) if shares is None else random.choice(count, count, p=shares)
+    batches = np.array_split(order, max(1, count // batch_size))
+    if lengths is None:
+        return batches
+    sizes = np.asarray(lengths)
+    mixed = []
+    for start in range(0, len(batches), ALIKE):
+        some = batches[start : start + ALIKE]
+        rows = np.concatenate(some)
+        rows = rows[np.argsort(sizes[rows], kind="stable")]
+        mixed += np.split(rows, np.cumsum([len(batch) for batch in some])[:-1])
+    return [mixed[place] for place in random.permutation(len(mixed))]
 
 
 def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -45,6 +70,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SIMILAR = 0.95  # of the longest clip's length, the least that shares a batch with it
+ALIKE = 8  # batches whose clips are sorted by length together
 READERS = 4  # threads that read ahead; what they call lets go of Python's lock
 
 

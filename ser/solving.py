@@ -33,7 +33,7 @@ def solve(
         state.step += 1
         state.train_seconds += time.perf_counter() - started
         logits = model(train.inputs, train.lengths, train.speakers)
-        state.losses = [float(experiment.loss(logits, train.targets, setup.weights))]
+        state.losses = [float(experiment.loss(logits, train.targets, setup.weights, setup.prior))]
         predictions = setup.validate(experiment)
         figures = evaluation.score(predictions)
         tracker.log(state.step, epoch_values(state, figures, predictions) | {"strength": strength})

@@ -13,7 +13,9 @@ from torch import Tensor
 from ser.layers import Speakers
 from ser.metadata import Clip
 
-__all__ = ["SpeakerPool"]
+__all__ = ["Memory", "SpeakerPool"]
+
+FEW = (1, 2, 5, 10, 20, None)  # clips of a speaker that training pretends to have; None for all
 
 
 class SpeakerPool:
@@ -21,7 +23,7 @@ class SpeakerPool:
 
     Args:
         clips: whose labels are never looked at. A clip without a speaker is a speaker of its own.
-        read: clip -> features [T, D] or [L, 2D].
+        read: clip -> features [T, D], [L, T, D], [L, 2D] or [E]; None for a clip that is not at hand yet.
         time_axis: dimension of time in them, None where there is none.
         limit: clips of a speaker to use, the clip itself among them; None for all.
     """
@@ -29,7 +31,7 @@ class SpeakerPool:
     def __init__(
         self,
         clips: Sequence[Clip],
-        read: Callable[[Clip], Tensor],
+        read: Callable[[Clip], Tensor | None],
         time_axis: int | None,
         limit: int | None = None,
     ):
@@ -37,36 +39,73 @@ class SpeakerPool:
         self.members: dict[str, list[Clip]] = {}
         for clip in clips:
             self.members.setdefault(key(clip), []).append(clip)
+        self.sums: dict[str, tuple[int, Tensor, Tensor]] = {}
         self.whole: dict[str, tuple[float, Tensor, Tensor]] = {}
 
-    def of(self, clips: Sequence[Clip]) -> Speakers:
-        """Return the statistics of each clip's speaker."""
-        rows = [self.statistics(clip) for clip in clips]
+    def of(self, clips: Sequence[Clip], few: str = "") -> Speakers:
+        """Return the statistics of each clip's speaker.
+
+        Args:
+            clips: of a batch.
+            few: in training, what a draw of ``FEW`` clips depends on besides the clip: the model learns to live
+                with few of them.
+        """
+        rows = [self.statistics(clip, few) for clip in clips]
         count = torch.tensor([row[0] for row in rows])
         return Speakers(count, torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows]))
 
-    def statistics(self, clip: Clip) -> tuple[float, Tensor, Tensor]:
+    def statistics(self, clip: Clip, few: str = "") -> tuple[float, Tensor, Tensor]:
         """Return count, mean and standard deviation for one clip's speaker."""
+        draw = random.Random(few + clip.clip)
+        limit = draw.choice(FEW) if few else self.limit
         name, members = key(clip), self.members.get(key(clip), [])
         others = [member for member in members if member.clip != clip.clip]
-        if len(others) < len(members) and (self.limit is None or self.limit >= len(members)):
+        if len(others) < len(members) and (limit is None or limit >= len(members)):
             if name not in self.whole:
                 self.whole[name] = self.moments(members)
             return self.whole[name]
-        wanted = len(others) if self.limit is None else min(self.limit - 1, len(others))
-        return self.moments([clip, *random.Random(clip.clip).sample(others, wanted)])
+        wanted = len(others) if limit is None else min(limit - 1, len(others))
+        return self.moments([clip, *draw.sample(others, wanted)])
 
     def moments(self, clips: Sequence[Clip]) -> tuple[float, Tensor, Tensor]:
         """Return count, mean and standard deviation of some clips; sums are in double precision."""
-        items, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
-        for clip in clips:
-            value = self.read(clip).double()
-            value = value[None] if self.time_axis is None else value.movedim(self.time_axis, 0)
-            items += len(value)
-            total = total + value.sum(0)
-            squares = squares + value.square().sum(0)
-        mean = total / items
-        return float(len(clips)), mean.float(), (squares / items - mean.square()).clamp_min(0).sqrt().float()
+        known = [part for part in map(self.sum, clips) if part is not None]
+        items = sum(part[0] for part in known)
+        mean = torch.stack([part[1] for part in known]).sum(0) / items
+        squares = torch.stack([part[2] for part in known]).sum(0) / items
+        return float(len(known)), mean.float(), (squares - mean.square()).clamp_min(0).sqrt().float()
+
+    def sum(self, clip: Clip) -> tuple[int, Tensor, Tensor] | None:
+        """Return the number of a clip's items, their sum and the sum of their squares."""
+        if clip.clip in self.sums:
+            return self.sums[clip.clip]
+        if (value := self.read(clip)) is None:
+            return None
+        value = value.double()
+        if self.time_axis is None:
+            return 1, value, value.square()
+        value = value.movedim(self.time_axis, 0)
+        self.sums[clip.clip] = (len(value), value.sum(0), value.square().sum(0))
+        return self.sums[clip.clip]
+
+
+class Memory:
+    """The newest embedding of each training clip, for statistics of speakers while the embeddings still change.
+
+    Args:
+        clips: of the training part.
+    """
+
+    def __init__(self, clips: Sequence[Clip]):
+        self.values: dict[str, Tensor] = {}
+        self.pool = SpeakerPool(clips, lambda clip: self.values.get(clip.clip), None)
+
+    def of(self, clips: Sequence[Clip], embeddings: Tensor, few: str) -> Speakers:
+        """Take a batch's embeddings [B, E] in, and return what is known of its speakers, on their device."""
+        for clip, value in zip(clips, embeddings.detach().float().cpu(), strict=True):
+            self.values[clip.clip] = value
+        self.pool.whole.clear()
+        return self.pool.of(clips, few).to(embeddings.device)
 
 
 def key(clip: Clip) -> str:

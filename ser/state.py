@@ -12,6 +12,7 @@ from ser import checkpoints
 from ser.errors import UserError, some
 from ser.evaluation import Predictions
 from ser.experiment import Experiment, Run
+from ser.optim import kept
 from ser.protocol import Protocol
 from ser.workbench import Setup
 
@@ -59,9 +60,10 @@ def epoch_values(state: State, figures: dict, predictions: Predictions) -> dict[
 
 def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setup, resumable: bool = False) -> None:
     """Write a self-describing checkpoint: the model that answers, or everything to resume from."""
-    protocol = experiment.protocol
+    protocol, encoder = experiment.protocol, setup.model.encoder
     content: dict[str, Any] = {
-        "model": (setup.model if resumable else setup.answering).state_dict(),
+        "model": kept(setup.model) if resumable or setup.averaged is None else setup.averaged.values,
+        "encoder": None if encoder is None else encoder.facts,
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
@@ -75,6 +77,8 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
         content |= {"optimizer": setup.optimizer.state_dict(), "rng": rng}
         if setup.averaged is not None:
             content["averaged"] = setup.averaged.state_dict()
+        if setup.embeddings is not None:
+            content["embeddings"] = setup.embeddings.values
     checkpoints.save(path, content)
 
 
@@ -94,13 +98,19 @@ def protocol_facts(protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def check_unchanged(run: Run, protocol: Protocol, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a UserError where configuration, split or clips are not those that a checkpoint was made with."""
+def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a UserError where configuration, split, clips or encoder are not those a checkpoint was made with."""
+    protocol, encoder = experiment.protocol, experiment.model.encoder
     if checkpoint["config"] != run.config:
         lines = set(run.config.splitlines()) ^ set(checkpoint["config"].splitlines())
         raise UserError(
             f"{run.folder / 'run.gin'}: changed since {path.name} was written ({some(sorted(lines), 2)}); "
             "undo the change, or train another run with it"
+        )
+    if encoder is not None and (made := checkpoint.get("encoder")) != encoder.facts:
+        raise UserError(
+            f"{path}: was made with other weights of the encoder {encoder.source.source}: {made}, now "
+            f"{encoder.facts}; bring those back, or train another run"
         )
     now = protocol_facts(protocol)
     for name, then in checkpoint["protocol"].items():
@@ -115,11 +125,14 @@ def check_unchanged(run: Run, protocol: Protocol, checkpoint: dict[str, Any], pa
 def restore(run: Run, experiment: Experiment, setup: Setup) -> State:
     """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them."""
     content = checkpoints.load(run.last)
-    check_unchanged(run, experiment.protocol, content, run.last)
+    check_unchanged(run, experiment, content, run.last)
     checkpoints.restore(setup.model, content["model"], run.last)
     setup.optimizer.load_state_dict(content["optimizer"])
     if setup.averaged is not None:
-        checkpoints.restore(setup.averaged, content["averaged"], run.last)
+        checkpoints.check(setup.averaged.state_dict(), content["averaged"], run.last)
+        setup.averaged.load_state_dict(content["averaged"])
+    if setup.embeddings is not None:
+        setup.embeddings.values = content["embeddings"]
     torch.set_rng_state(content["rng"]["torch"])
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"])

@@ -76,19 +76,19 @@ class StatsProbe(Solvable):
         self.strengths = tuple(strengths)
         self.refit = refit and self.solves
 
-    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
-        """Turn statistics [B, L, 2D] into logits [B, C]; lengths are not looked at."""
-        return self.head(self.dropout(self.features(inputs, speakers)))
-
-    def features(self, inputs: Tensor, speakers: Speakers | None) -> Tensor:
-        """Return what the classifier sees: [B, 2LD], or [B, 2D] of a weighted sum."""
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Normalise statistics [B, L, 2D] to [B, 2LD], or [B, 2D] of a weighted sum; lengths are not looked at."""
         x = self.norm.standardised(inputs, speakers)
         return x.flatten(1) if self.sum is None else self.sum(x)
+
+    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return logits [B, C]."""
+        return self.head(self.dropout(embedding))
 
     @torch.no_grad()
     def solve(self, batch: Batch, weights: Tensor, strength: float) -> None:
         """Find the weights by scikit-learn's logistic regression; a soft target is a weighted clip of each class."""
-        x = self.features(batch.inputs, batch.speakers).cpu().double().numpy()
+        x = self.embed(batch.inputs, batch.lengths, batch.speakers).cpu().double().numpy()
         rows, classes = batch.targets.cpu().nonzero(as_tuple=True)
         shares = (batch.targets.cpu()[rows, classes] * weights.cpu()[classes]).numpy()
         known, coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)

@@ -15,7 +15,7 @@ from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.interrupts import Interrupted, stop_requests
 from ser.progress import progress as progress_bar
-from ser.samplers import prefetch, shuffled
+from ser.samplers import prefetch
 from ser.solving import solve
 from ser.state import State, epoch_values, restore, save
 from ser.tracking import read_log
@@ -39,8 +39,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     training, seed = experiment.training, experiment.seed
-    train, model = setup.train, setup.model
-    steps = training.epochs * len(shuffled(len(train), training.batch_size, seed, 0))
+    model = setup.model
+    steps = training.epochs * len(setup.order(training, seed, 0))
 
     state = State()
     if resume:
@@ -57,7 +57,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
 
     with stop_requests() as stop, progress_bar(None, "train", steps, "step", progress, state.step) as bar:
         while not state.finished:
-            order = shuffled(len(train), training.batch_size, seed, state.epoch)[state.batch :]
+            order = setup.order(training, seed, state.epoch)[state.batch :]
             model.train()
             mark = time.perf_counter()
             for batch in prefetch(setup.crops(order, seed, state.epoch)):
@@ -115,10 +115,14 @@ def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, f
     frames, targets = augment.across(frames, targets, seed, epoch, batch.names)
 
     for group in optimizer.param_groups:
-        group["lr"] = experiment.optimizer.lr * factor
+        group["lr"] = experiment.optimizer.lr * group["scale"] * factor
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-        logits = model(frames, lengths, batch.speakers)
-    loss = experiment.loss(logits, targets, setup.weights)
+        if setup.embeddings is None:
+            logits = model(frames, lengths, batch.speakers)
+        else:
+            embedding = model.embed(frames, lengths)
+            logits = model.classify(embedding, setup.embeddings.of(batch.clips, embedding, f"{seed}/{epoch}/"))
+    loss = experiment.loss(logits, targets, setup.weights, setup.prior)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
@@ -130,7 +134,7 @@ def train_step(experiment: Experiment, setup: Setup, batch: Batch, epoch: int, f
         )
     optimizer.step()
     if setup.averaged is not None:
-        setup.averaged.update_parameters(model)
+        setup.averaged.update()
     return {"train/loss": value, "train/lr": experiment.optimizer.lr * factor, "train/grad_norm": float(norm)}
 
 
@@ -145,8 +149,8 @@ def dry_run(experiment: Experiment, steps: int = 50) -> None:
     print(describe(experiment, setup, steps))
     dist.seed_everything(seed)
     setup.model.train()
-    epochs = -(-steps // len(shuffled(len(setup.train), training.batch_size, seed, 0)))
-    plan = [(e, rows) for e in range(epochs) for rows in shuffled(len(setup.train), training.batch_size, seed, e)]
+    epochs = -(-steps // len(setup.order(training, seed, 0)))
+    plan = [(e, rows) for e in range(epochs) for rows in setup.order(training, seed, e)]
     for step, (epoch, rows) in enumerate(plan[:steps], start=1):
         started = time.perf_counter()
         (batch,) = setup.crops([rows], seed, epoch)

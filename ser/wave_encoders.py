@@ -24,7 +24,8 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import Encoder
-from ser.layers import clip_mask, masked_mean_std
+from ser.layers import Prompts, clip_mask, masked_mean_std
+from ser.mel import Sound
 from ser.packing import PackedLinear, pack
 
 __all__ = ["FAMILIES", "WaveEncoder"]
@@ -51,6 +52,7 @@ class WaveEncoder(Encoder):
             if getattr(settings, option, False):
                 raise UserError(f"its {option} cannot be run one clip like another; choose another checkpoint")
         self.model = model
+        self.front_end = Sound()
         self.normalise = normalise
         self.width = settings.hidden_size
         self.layers = settings.num_hidden_layers + 1
@@ -68,18 +70,40 @@ class WaveEncoder(Encoder):
         """The transformer layers."""
         return self.model.encoder.layers
 
+    @property
+    def convolutions(self) -> list[nn.Module]:
+        """The strided convolutions; what is masked in pretraining goes with them."""
+        return [self.model.feature_extractor]
+
+    @property
+    def final(self) -> nn.Module | None:
+        """The layer norm after the last layer, in the stable variant."""
+        return self.model.encoder.layer_norm if self.norm_first else None
+
+    def input_frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames of sound."""
+        return self.frames(lengths)
+
     def frames(self, lengths: Tensor) -> Tensor:
         """Return the number of frames long [B] of clips of ``lengths`` samples; those of less than 25 ms have none."""
         for kernel, stride in self.steps:
             lengths = conv_frames(lengths, kernel, stride)
         return lengths
 
-    def states(self, sound: Tensor, lengths: Tensor, last: int | None = None) -> Iterator[Tensor]:
-        """Yield the outputs of the layers [B, T, D]; see ``interfaces.Encoder.states``."""
+    def run(
+        self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: Prompts | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the outputs of the layers [B, T, D] of sound [B, N]; see ``interfaces.Encoder.run``.
+
+        Raises:
+            UserError: prompts, which have no place among relative positions.
+        """
+        if prompts is not None:
+            raise UserError("prompts go with an encoder of the family Whisper; choose one in gin/features/")
         model, encoder = self.model, self.model.encoder
         last = self.layers - 1 if last is None else last
         frames = self.frames(lengths)
-        x = self.convolve(self.prepared(sound, lengths), lengths)
+        x = self.convolve(self.prepared(inputs, lengths), lengths)
         x = x[:, : int(frames.max())]
         x = model.feature_projection(x)
         x = x[0] if isinstance(x, tuple) else x
@@ -95,7 +119,7 @@ class WaveEncoder(Encoder):
             done = number == self.layers - 1
             yield (encoder.layer_norm(x) if done and self.norm_first else x).masked_fill(outside, 0)
             if layer is not None:
-                x = attend(layer, x)
+                x = self.through(attend, layer, x)
 
     def prepared(self, sound: Tensor, lengths: Tensor) -> Tensor:
         """Return sound [B, N], zero after each clip's end, normalised as the checkpoint demands."""

@@ -2,14 +2,14 @@
 
 transformers' encoder takes 30 s or nothing and ignores masks. Here its layers, with the same weights, see a
 clip's own frames alone: the convolutions find the same silence after a clip's end in any batch, positions stop
-where the longest clip stops, and nothing attends beyond a clip's end.
+where the longest clip stops, and nothing attends beyond a clip's end. Learned prompts may stand in front.
 
 At exactly 30 s the result is transformers'. Below, it is *not*: Whisper was trained on speech followed by
 silence up to 30 s, which shorter contexts lack. Each position then attends to the clip alone, many times faster;
 what that does to a figure was not measured against 30 s. Clips above 30 s are cut into windows of equal length
 that know nothing of each other.
 
-Shapes: B clips, N samples, T frames, D features; ``lengths`` are long[B].
+Shapes: B clips, T frames, D features, T' frames of the mel; ``lengths`` are long[B].
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.interfaces import Encoder
-from ser.layers import clip_mask
+from ser.layers import Prompts, clip_mask
 from ser.mel import WhisperMel
 from ser.packing import pack
 
 __all__ = ["WhisperEncoder"]
 
-HOP = 320  # samples a frame
 
 
 class WhisperEncoder(Encoder):
@@ -42,65 +41,89 @@ class WhisperEncoder(Encoder):
         self.model = model
         self.width = model.config.d_model
         self.layers = model.config.encoder_layers + 1
-        self.mel = WhisperMel(model.config.num_mel_bins)
-        self.longest = model.config.max_source_positions * HOP  # samples
+        self.front_end = WhisperMel(model.config.num_mel_bins)
+        self.longest = 2 * model.config.max_source_positions  # frames of the mel
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer layers."""
         return self.model.layers
 
+    @property
+    def convolutions(self) -> list[nn.Module]:
+        """The two convolutions, and the positions, which are sines."""
+        return [self.model.conv1, self.model.conv2, self.model.embed_positions]
+
+    @property
+    def final(self) -> nn.Module:
+        """The layer norm after the last layer."""
+        return self.model.layer_norm
+
     def frames(self, lengths: Tensor) -> Tensor:
         """Return the number of frames long [B] of clips of ``lengths`` samples."""
-        return torch.div(lengths + HOP - 1, HOP, rounding_mode="floor")
+        return self.input_frames(self.front_end.frames(lengths))
 
-    def states(self, sound: Tensor, lengths: Tensor, last: int | None = None) -> Iterator[Tensor]:
-        """Yield the outputs of the layers [B, T, D]; see ``interfaces.Encoder.states``."""
+    def input_frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames of mels of ``lengths`` frames, two of silence among them."""
+        return torch.div(lengths - WhisperMel.SILENCE + 1, 2, rounding_mode="floor")
+
+    def run(
+        self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: Prompts | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the outputs of the layers [B, T, D] of mels [B, T', bands]; see ``interfaces.Encoder.run``."""
         last = self.layers - 1 if last is None else last
-        if int(lengths.max()) <= self.longest:
-            yield from self.short(sound[:, : int(lengths.max())], lengths, last)
+        if int(lengths.max()) - WhisperMel.SILENCE <= self.longest:
+            yield from self.short(inputs, lengths, last, prompts)
             return
-        windows, sizes, counts = cut(sound, lengths, self.longest)
-        for state in self.short(windows, sizes, last):
-            pieces = [window[:size] for window, size in zip(state, self.frames(sizes).tolist(), strict=True)]
+        windows, sizes, counts = cut(inputs, lengths, self.longest)
+        for state in self.short(windows, sizes, last, prompts):
+            pieces = [window[:size] for window, size in zip(state, self.input_frames(sizes).tolist(), strict=True)]
             clips = [torch.cat(group) for group in split(pieces, counts)]
             yield pad_sequence(clips, batch_first=True)
 
-    def short(self, sound: Tensor, lengths: Tensor, last: int) -> Iterator[Tensor]:
+    def short(self, mel: Tensor, lengths: Tensor, last: int, prompts: Prompts | None) -> Iterator[Tensor]:
         """Yield the outputs of the layers for clips of at most 30 s."""
         model = self.model
-        frames = self.frames(lengths)
-        x = self.mel(sound, lengths).to(model.conv1.weight.dtype)
+        frames = self.input_frames(lengths)
+        x = mel[:, : self.longest].transpose(1, 2).to(model.conv1.weight.dtype)
         x = F.gelu(model.conv2(F.gelu(model.conv1(x)))).transpose(1, 2)[:, : int(frames.max())]
         x = x + model.embed_positions.weight[: x.shape[1]]
         x = F.dropout(x, model.dropout, model.training)
         mask = clip_mask(frames, x.shape[1])
         outside = ~mask[..., None]
+        first = 0 if prompts is None else prompts.count
+        mask = F.pad(mask, (first, 0), value=True)
         keys = None if bool(mask.all()) else mask[:, None, None]  # [B, 1, 1, T]
         for number, layer in enumerate([*model.layers[:last], None]):
-            yield (model.layer_norm(x) if number == self.layers - 1 else x).masked_fill(outside, 0)
+            state = x if number == 0 else x[:, first:]
+            yield (model.layer_norm(state) if number == self.layers - 1 else state).masked_fill(outside, 0)
             if layer is not None:
-                x = layer(x, keys)
+                if prompts is not None:
+                    x = prompts.insert(number, x)
+                x = self.through(layer, x, keys)
 
     def pack(self) -> None:
         """Lay the weights out for inference on the CPU."""
         pack(self.model)
 
 
-def cut(sound: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Cut clips into windows of equal length, at most ``longest`` samples; the last of a clip may be shorter.
+def cut(mel: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Cut clips into windows of equal length, at most ``longest`` frames; the last of a clip may be shorter.
+
+    In place of silence a window is followed by the two frames that begin the next.
 
     Returns:
-        The windows [W, N'], their lengths long [W], and how many of them each clip has.
+        The windows [W, T', bands], their lengths long [W], and how many of them each clip has.
     """
+    silence = WhisperMel.SILENCE
     windows, counts = [], []
-    for clip, length in zip(sound, lengths.tolist(), strict=True):
-        count = -(-length // longest)
-        size = -(-length // (count * HOP)) * HOP
-        pieces = clip[:length].split(size)
-        windows += pieces
-        counts.append(len(pieces))
-    sizes = torch.tensor([len(window) for window in windows], device=sound.device)
+    for clip, length in zip(mel, lengths.tolist(), strict=True):
+        count = -(-(length - silence) // longest)
+        size = -(-(length - silence) // (2 * count)) * 2
+        starts = range(0, length - silence, size)
+        windows += [clip[start : min(start + size + silence, length)] for start in starts]
+        counts.append(len(starts))
+    sizes = torch.tensor([len(window) for window in windows], device=mel.device)
     return pad_sequence(windows, batch_first=True), sizes, counts
 
 

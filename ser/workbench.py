@@ -1,21 +1,23 @@
 """What the loop works with: data opened and checked, model and optimiser on the device."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, check_labels, open_source
-from ser.experiment import Experiment
+from ser.experiment import Experiment, Training
 from ser.interfaces import Classifier, Solvable
 from ser.layers import InputNorm, normalises_by_speaker
 from ser.losses import class_weights
 from ser.metadata import Clip
+from ser.optim import Average
+from ser.samplers import shuffled
+from ser.speakers import Memory
 
 __all__ = ["Setup", "describe", "set_up"]
 
@@ -28,9 +30,10 @@ class Setup:
         train, validation: clips of the two parts.
         reader: of their inputs.
         model, optimizer: of the experiment.
-        averaged: moving average of the model's weights and statistics, or None.
-        weights: of the classes, float [C].
-        crop: length of a training crop, in samples or frames.
+        averaged: moving average of what the model learns, or None.
+        weights, prior: of the classes in the training part, float [C].
+        crop: length of a training crop, in samples or frames; None for whole clips.
+        embeddings: the newest of each training clip, for a model that normalises them by speaker.
     """
 
     train: list[Clip]
@@ -38,20 +41,32 @@ class Setup:
     reader: ClipReader
     model: Classifier
     optimizer: torch.optim.Optimizer
-    averaged: AveragedModel | None
+    averaged: Average | None
     weights: Tensor
-    crop: int
+    prior: Tensor
+    crop: int | None
+    embeddings: Memory | None
 
-    @property
-    def answering(self) -> Any:
-        """The model that validates and is kept: the average, where there is one."""
-        return self.model if self.averaged is None else self.averaged.module
+    def answering(self) -> AbstractContextManager[None]:
+        """Let the model answer with the average, where there is one: what validates and is kept."""
+        return nullcontext() if self.averaged is None else self.averaged.answering()
 
     @property
     def heard(self) -> list[Clip]:
         """The clips whose labels the weights are made from."""
         both = isinstance(self.model, Solvable) and self.model.refit
         return [*self.train, *self.validation] if both else self.train
+
+    def order(self, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch as rows of ``train``."""
+        lengths, shares = None, None
+        if self.crop is None and self.reader.source.time_axis is not None:
+            lengths = [self.reader.source.length(clip) for clip in self.train]
+        if training.balanced:
+            each = 1 / self.prior.cpu().double().clamp_min(1e-12)
+            rare = self.reader.targets(self.train).double() @ each
+            shares = (rare / rare.sum()).tolist()
+        return shuffled(len(self.train), training.batch_size, seed, epoch, lengths, shares)
 
     def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of ``order`` on the device."""
@@ -62,7 +77,8 @@ class Setup:
     def validate(self, experiment: Experiment) -> evaluation.Predictions:
         """Predict the validation part."""
         precision = experiment.training.precision
-        return evaluation.predict(self.answering, experiment.features, self.reader, self.validation, precision)
+        with self.answering():
+            return evaluation.predict(self.model, experiment.features, self.reader, self.validation, precision)
 
 
 def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
@@ -87,18 +103,28 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
     experiment.features.front_end.to(device)
     counts = reader.targets(train).sum(0)
     weights = class_weights(counts, experiment.loss.class_weights).to(device)
-    crop = round(experiment.training.crop_seconds * experiment.features.input_rate)
-    averaged = None
-    if decay := experiment.training.average:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return Setup(train, validation, reader, model, experiment.optimizer.build(model), averaged, weights, crop)
+    seconds, decay = experiment.training.crop_seconds, experiment.training.average
+    return Setup(
+        train,
+        validation,
+        reader,
+        model,
+        experiment.optimizer.build(model, model.lr_scales()),
+        Average(model, decay) if decay else None,
+        weights,
+        (counts / counts.sum()).to(device),
+        None if seconds is None else round(seconds * experiment.features.input_rate),
+        Memory(train) if normalises_by_speaker(model) and model.speakers_at == "embedding" else None,
+    )
 
 
 def open_reader(experiment: Experiment) -> ClipReader:
     """Return the reader of what the experiment's features are made from: the feature store, or sound."""
     protocol = experiment.protocol
     source = open_source(experiment.features, protocol.table)
-    enrolled = [*protocol.part("train"), *protocol.part("val")] if normalises_by_speaker(experiment.model) else None
+    enrolled = None
+    if normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs":
+        enrolled = [*protocol.part("train"), *protocol.part("val")]
     return ClipReader(source, experiment.model.labels, protocol.soft_target, enrolled)
 
 
@@ -108,7 +134,10 @@ def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[C
     def frames() -> Iterator[Tensor]:
         for clip in clips:
             value = reader.read(clip).float()
-            yield experiment.features.frames(value[None], torch.tensor([len(value)]))[0][0]
+            if experiment.features.cached:
+                yield value if reader.source.time_axis is None else value.movedim(reader.source.time_axis, 0)
+            else:
+                yield experiment.features.frames(value[None], torch.tensor([len(value)]))[0][0]
 
     for module in experiment.model.modules():
         if isinstance(module, InputNorm) and module.fitted:
@@ -125,8 +154,9 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     if isinstance(model, Solvable) and model.solves:
         effort = f"solved for C of {', '.join(map(str, model.strengths))}"
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
+    encoder = f", encoder {model.encoder.source.source}" if model.encoder is not None else ""
     return (
-        f"{type(model).__name__}: {trained:,} parameters trained of {total:,}, on {dist.device()}\n"
+        f"{type(model).__name__}: {trained:,} parameters trained of {total:,}{encoder}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
         f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
         f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, {effort}"

@@ -153,7 +153,7 @@ def test_a_batch_brings_the_statistics_of_its_clips_speakers(kind):
         pair, lone = torch.tensor([100.0, 300.0]), torch.tensor([200.0])
     rows = torch.stack([pair.mean(), lone.mean(), pair.mean()])
     above = LAYER * torch.arange(3.0)[:, None] if kind == "layers" else torch.zeros(spread)
-    for batch in (source.whole(enrolled), source.crops(enrolled, 20, seed=1, epoch=0)):
+    for batch in (source.whole(enrolled), source.whole(enrolled[:3])):
         known = batch.speakers
         assert known.count.tolist() == [2, 1, 2]
         torch.testing.assert_close(known.mean, rows.view(3, *[1] * len(spread)) + above.expand(spread))

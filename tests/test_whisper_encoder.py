@@ -45,6 +45,11 @@ def encoders(encoder):
     return dict(zip(FORMS, (encoder, packed, half), strict=True))
 
 
+def mel_of(encoder, sound, lengths):
+    """Return the mel within 30 s as transformers wants it, [B, bands, 3000]."""
+    return encoder.front_end(sound, lengths)[0][:, :3000].transpose(1, 2)
+
+
 def peer_states(model, mel):
     out = model(mel, output_hidden_states=True)
     return [*out.hidden_states[:-1], out.last_hidden_state]
@@ -59,7 +64,7 @@ def test_thirty_seconds_are_those_of_transformers(encoder, peer):
     ours = list(encoder.states(sound, lengths))
     extract = WhisperFeatureExtractor()
     theirs = extract(sound[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_features
-    for mel, relative in ((encoder.mel(sound, lengths), 1e-5), (theirs, 1e-4)):
+    for mel, relative in ((mel_of(encoder, sound, lengths), 1e-5), (theirs, 1e-4)):
         wanted = peer_states(peer, mel)
         assert len(ours) == len(wanted) == WHISPER_STATES
         for state, other in zip(ours, wanted, strict=True):
@@ -73,7 +78,7 @@ def test_thirty_seconds_with_128_bands_are_those_of_transformers():
     encoder = WhisperEncoder(peer)
     sound, lengths = padded(noises([FULL - 1]))
     for state, wanted in zip(
-        encoder.states(sound, lengths), peer_states(peer, encoder.mel(sound, lengths)), strict=True
+        encoder.states(sound, lengths), peer_states(peer, mel_of(encoder, sound, lengths)), strict=True
     ):
         assert_near(state, wanted, 1e-5)
 
@@ -98,7 +103,7 @@ def test_thirty_seconds_with_the_real_weights_are_those_of_transformers():
     time = torch.arange(FULL) / 16_000
     hum = torch.sin(2 * math.pi * 150 * time + 3 * torch.sin(2 * math.pi * 3 * time)) * torch.sin(2 * math.pi * time)
     sound, lengths = padded([0.1 * hum + 0.01 * noises([FULL])[0]])
-    wanted = peer_states(peer, ours.mel(sound, lengths))
+    wanted = peer_states(peer, mel_of(ours, sound, lengths))
     for state, other in zip(ours.states(sound, lengths), wanted, strict=True):
         assert_near(state, other, 1e-5)
     ours.pack()
@@ -150,19 +155,25 @@ def test_packing_and_bfloat16_stay_close(encoders):
 @pytest.mark.parametrize(
     ("length", "windows"),
     [
-        (FULL + 1, [240_320, 239_681]),  # equal up to a frame, not 30 s and a sliver
-        (700_123, [350_080, 350_043]),
-        (2 * FULL, [FULL, FULL]),
-        (2 * FULL + 5, [320_320, 320_320, 319_365]),
+        (FULL + 1, [1502, 1499]),  # frames of the mel; equal up to two, not 30 s and a sliver
+        (700_123, [2188, 2188]),
+        (2 * FULL, [3000, 3000]),
+        (2 * FULL + 5, [2002, 2002, 1997]),
     ],
 )
 @torch.no_grad()
 def test_a_clip_beyond_thirty_seconds_is_that_of_its_windows(encoder, length, windows):
-    [clip] = noises([length])
-    ours = states_of(encoder, [clip], last=1)
-    pieces = [states_of(encoder, [window], last=1) for window in clip.split(windows)]
+    sound, lengths = padded(noises([length]))
+    ours = list(encoder.states(sound, lengths, last=1))
+    mel, counts = encoder.front_end(sound, lengths)
+    assert counts.tolist() == [sum(windows) + 2]
+    pieces, start = [], 0
+    for size in windows:  # each followed by the first frames of the next
+        piece = mel[:, start : start + size + 2]
+        pieces.append(list(encoder.run(piece, torch.tensor([size + 2]), last=1)))
+        start += size
     frames = math.ceil(length / 320)
-    assert encoder.frames(torch.tensor([length])).tolist() == [frames]
+    assert encoder.frames(lengths).tolist() == [frames]
     assert len(ours) == 2
     for state, *parts in zip(ours, *pieces, strict=True):
         assert state.shape == (1, frames, WHISPER_WIDTH)

@@ -1,0 +1,101 @@
+"""A pretrained encoder, a Bi-LSTM and attentive statistics pooling, on stored frames or from sound.
+
+Shapes: B clips, L layers, T frames, D features of a frame, C classes; ``lengths`` are long[B].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ser.adapting import Adapted
+from ser.errors import UserError
+from ser.interfaces import Classifier
+from ser.layers import AttentiveStatistics, InputNorm, LayerSum, RunningNorm, Speakers
+
+__all__ = ["HubertAttn"]
+
+
+class HubertAttn(Classifier):
+    """HuBERT (or any encoder), weighted sum of layers, Bi-LSTM, attentive statistics pooling, linear classifier.
+
+    Args:
+        labels: the C classes, in the order of the outputs.
+        width: features D of a frame.
+        layers: number L of stored layers, of which a weighted sum is learned; with an encoder that is its own choice.
+        encoder: what turns sound into frames; None for stored frames.
+        hidden: size of each direction of the Bi-LSTM.
+        lstm_layers: of the Bi-LSTM; 0 leaves it out.
+        attention: size of the attention.
+        dropout: on what goes into the Bi-LSTM and on the pooled statistics.
+        normalisation: of stored frames, see ``layers.InputNorm``. With an encoder, of the pooled statistics:
+            ``corpus``, ``speaker`` or ``none``, see ``layers.RunningNorm``.
+        prior: clips that the corpus weighs as much as, against those of a speaker.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        width: int,
+        layers: int = 1,
+        encoder: Adapted | None = None,
+        hidden: int = 128,
+        lstm_layers: int = 1,
+        attention: int = 128,
+        dropout: float = 0.3,
+        normalisation: str = "corpus",
+        prior: float = 1.0,
+    ):
+        super().__init__()
+        if min(hidden, attention) < 1 or lstm_layers < 0:
+            raise UserError(f"HubertAttn: hidden {hidden}, attention {attention}, lstm_layers {lstm_layers} are too small")
+        self.labels = tuple(labels)
+        self.encoder = encoder
+        if encoder is None:
+            self.takes = "frames" if layers == 1 else "layers"
+            self.input_shape = (width,) if layers == 1 else (layers, width)
+            self.norm = InputNorm(self.input_shape, normalisation, prior)
+            self.sum = LayerSum(layers) if layers > 1 else None
+        else:
+            if encoder.width != width:
+                raise UserError(f"HubertAttn.width is {width}, but its encoder gives {encoder.width}")
+            self.takes, self.input_shape = encoder.takes, encoder.input_shape
+            self.level = nn.LayerNorm(width)
+            self.speakers_at = "embedding"
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = None
+        if lstm_layers:
+            self.lstm = nn.LSTM(width, hidden, lstm_layers, batch_first=True, bidirectional=True)
+        size = 2 * hidden if lstm_layers else width
+        self.pool = AttentiveStatistics(size, attention)
+        self.embedding_norm = RunningNorm(2 * size, "none" if encoder is None else normalisation, prior)
+        self.head = nn.Linear(2 * size, len(self.labels))
+
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Pool stored frames [B, T, D] or [B, L, T, D], or what the encoder hears, to statistics [B, E]."""
+        if self.encoder is not None:
+            x, lengths = self.encoder(inputs, lengths)
+            x = self.level(x)
+        else:
+            x = self.frames(inputs, lengths, speakers)
+        x = self.dropout(x)
+        return self.pool(x if self.lstm is None else recurrent(self.lstm, x, lengths), lengths)
+
+    def frames(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None) -> Tensor:
+        """Normalise stored frames, and add up their layers: [B, T, D]."""
+        if self.sum is None:
+            return self.norm(inputs, lengths, speakers)
+        return self.sum(self.norm(inputs.transpose(1, 2), lengths, speakers).transpose(1, 2))
+
+    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+        """Return logits [B, C]."""
+        return self.head(self.dropout(self.embedding_norm(embedding, speakers)))
+
+
+def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
+    """Run an LSTM over each clip's own frames x [B, T, D]; the result [B, T, H] is zero after a clip's end."""
+    with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):  # the CPU has no packed LSTM in half precision
+        x = x if x.device.type != "cpu" else x.float()
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
