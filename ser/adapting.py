@@ -93,6 +93,11 @@ class Adapted(nn.Module):
         check(encoder, layers, tune, convolutions, lora, prompts, prompt_depth, lr_scale, decay)
         self.source = encoder
         self.encoder = encoder.load()
+        if prompts and not self.encoder.prompted:
+            raise UserError(
+                f"prompt/count is {prompts}, but {encoder.source} takes no prompts; choose an encoder of the family "
+                "Whisper, or set 'prompt/count = 0'"
+            )
         self.weights_sha256 = fingerprint(self.encoder)
         self.encoder.requires_grad_(False)
         self.encoder.checkpointing = checkpointing
@@ -185,7 +190,9 @@ def check(
 ) -> None:
     """Raise a UserError for values out of range, and for adaptations that exclude each other."""
     top = encoder.states - 1
-    if layers is not None and not (len(layers) and list(layers) == sorted(set(layers)) and 0 <= layers[0] <= layers[-1] <= top):
+    if layers is not None and not (
+        len(layers) and list(layers) == sorted(set(layers)) and 0 <= layers[0] <= layers[-1] <= top
+    ):
         raise UserError(f"encoder/layers is {layers}; expected None, or states from 0 to {top} in rising order")
     blocks = top if layers is None else layers[-1]
     if tune is not None and not 0 <= tune <= blocks:

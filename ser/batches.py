@@ -167,7 +167,9 @@ class ClipReader:
         inputs = [self.read(clip).float() for clip in clips]
         axis = self.source.time_axis
         if axis is None:
-            return self.batch(torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips, few)
+            return self.batch(
+                torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips, few
+            )
         lengths = torch.tensor([value.shape[axis] for value in inputs])
         # Time goes to the front, where padding works, and back to its place in the batch.
         padded = pad_sequence([value.movedim(axis, 0) for value in inputs], batch_first=True)

@@ -396,8 +396,9 @@ def unused_keys() -> list[str]:
 
 
 def operative_keys() -> set[str]:
-    """Return the keys that the constructors of the last build used."""
-    return set(snapshot_lines(gin.operative_config_str(max_line_length=LINE)))
+    """Return the keys that the constructors of the last build used, with and without the macro they stood in."""
+    used = set(snapshot_lines(gin.operative_config_str(max_line_length=LINE)))
+    return used | {key.rpartition("/")[2] for key in used if "." in key}
 
 
 def snapshot(config: Config) -> str:
@@ -424,13 +425,15 @@ def show(config: Config) -> str:
     construct(config, ROOT)
     bound = snapshot_lines(gin.config_str(max_line_length=LINE))
     used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
+    unused = set(unused_keys())
+    defaulted = {key for key in used if not bound.keys() & {key, key.rpartition("/")[2]}}
 
     def lines(keys: set[str], values: dict[str, Any]) -> str:
         return "".join(f"  {key} = {gin_config._format_value(values[key])}\n" for key in sorted(keys)) or "  none\n"
 
     return (
         f"{config.name}\n"
-        f"\nresolved: set in gin files or on the command line\n{lines(bound.keys() & used.keys(), bound)}"
-        f"\ndefaulted: not set, taken from the code\n{lines(used.keys() - bound.keys(), used)}"
-        f"\nunused: set, but nothing uses it (training would stop here)\n{lines(bound.keys() - used.keys(), bound)}"
+        f"\nresolved: set in gin files or on the command line\n{lines(bound.keys() - unused, bound)}"
+        f"\ndefaulted: not set, taken from the code\n{lines(defaulted, used)}"
+        f"\nunused: set, but nothing uses it (training would stop here)\n{lines(unused, bound)}"
     )

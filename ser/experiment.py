@@ -119,7 +119,7 @@ class Experiment:
             raise UserError(f"{' and '.join(named)} correct the balance of classes more than once; keep one of them")
         if mixed and self.training.crop_seconds is None:
             raise UserError(
-                f"augment: {' and '.join(mixed)} needs clips of one length; set 'train/crop_seconds = 3.0', or leave it out"
+                f"augment: {' and '.join(mixed)} needs clips of one length; set 'train/crop_seconds = 3.0', or drop it"
             )
         if loss.kind != "aam":
             return
@@ -128,8 +128,8 @@ class Experiment:
             raise UserError(f"train/loss = 'aam' needs hard labels, and {soft} makes soft ones; leave one of them out")
         if getattr(self.model, "cosine_scale", None) != loss.scale:
             raise UserError(
-                f"train/loss = 'aam' needs a model with a cosine head of scale {loss.scale}; {type(self.model).__name__} "
-                "has another: set 'ecapa/head = \"cosine\"' and 'aam/scale'"
+                f"train/loss = 'aam' needs a model with a cosine head of scale {loss.scale}; "
+                f"{type(self.model).__name__} has another: set 'ecapa/head = \"cosine\"' and 'aam/scale'"
             )
 
 

@@ -49,7 +49,9 @@ class HubertAttn(Classifier):
     ):
         super().__init__()
         if min(hidden, attention) < 1 or lstm_layers < 0:
-            raise UserError(f"HubertAttn: hidden {hidden}, attention {attention}, lstm_layers {lstm_layers} are too small")
+            raise UserError(
+                f"HubertAttn: hidden {hidden}, attention {attention}, lstm_layers {lstm_layers} are too small"
+            )
         self.labels = tuple(labels)
         self.encoder = encoder
         if encoder is None:

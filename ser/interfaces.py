@@ -67,6 +67,7 @@ class Encoder(nn.Module):
         layers: number L of states.
         rate: frames per second, of every encoder here.
         front_end: sound to the inputs of ``run``.
+        prompted: its layers can see learned vectors in front of the frames.
         checkpointing: in training, compute a layer's inner values again instead of keeping them: less memory.
     """
 
@@ -74,6 +75,7 @@ class Encoder(nn.Module):
     layers: int
     rate: float = 50.0
     front_end: FrontEnd
+    prompted: bool = False
     checkpointing: bool = False
 
     @property
@@ -107,7 +109,7 @@ class Encoder(nn.Module):
             inputs: values of the front end.
             lengths: theirs, long [B].
             last: state to end with.
-            prompts: learned vectors that the layers see in front of the frames.
+            prompts: learned vectors that the layers see in front of the frames, where it can be ``prompted``.
         """
         raise NotImplementedError
 
@@ -117,7 +119,8 @@ class Encoder(nn.Module):
 
     def states(self, sound: Tensor, lengths: Tensor, last: int | None = None) -> Iterator[Tensor]:
         """Yield the states of sound [B, N], see ``run``."""
-        return self.run(*self.front_end(sound, lengths), last)
+        inputs, sizes = self.front_end(sound, lengths)
+        return self.run(inputs, sizes, last)
 
     def through(self, layer: Callable[..., Tensor], *values: Any) -> Tensor:
         """Return ``layer(*values)``, by checkpointing where that is wanted."""

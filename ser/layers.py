@@ -14,9 +14,9 @@ from ser.errors import UserError, nearest
 
 __all__ = [
     "NORMALISATIONS",
-    "InputNorm",
     "AttentiveStatistics",
     "CosineHead",
+    "InputNorm",
     "LayerSum",
     "Prompts",
     "RunningNorm",

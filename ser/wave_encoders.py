@@ -93,13 +93,8 @@ class WaveEncoder(Encoder):
     def run(
         self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: Prompts | None = None
     ) -> Iterator[Tensor]:
-        """Yield the outputs of the layers [B, T, D] of sound [B, N]; see ``interfaces.Encoder.run``.
-
-        Raises:
-            UserError: prompts, which have no place among relative positions.
-        """
-        if prompts is not None:
-            raise UserError("prompts go with an encoder of the family Whisper; choose one in gin/features/")
+        """Yield the outputs of the layers [B, T, D] of sound [B, N]; see ``interfaces.Encoder.run``."""
+        assert prompts is None, "prompts have no place among convolved positions"
         model, encoder = self.model, self.model.encoder
         last = self.layers - 1 if last is None else last
         frames = self.frames(lengths)

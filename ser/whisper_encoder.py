@@ -28,13 +28,15 @@ from ser.packing import pack
 __all__ = ["WhisperEncoder"]
 
 
-
 class WhisperEncoder(Encoder):
     """The encoder of any size of Whisper.
 
     Args:
         model: transformers' ``WhisperEncoder``.
     """
+
+    prompted = True
+    front_end: WhisperMel
 
     def __init__(self, model: Any):
         super().__init__()

@@ -70,6 +70,20 @@ def encoded(prepared) -> Path:
     return prepared
 
 
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> dict:
+    """Return a small pretrained encoder of each family, by name."""
+    from encoder_factory import STATES, WHISPER_STATES, WHISPER_WIDTH, WIDTH, save, wave_model, whisper_model
+
+    from ser.encoders import Pretrained
+
+    folder = tmp_path_factory.mktemp("encoders")
+    made = {"whisper": Pretrained(str(save(whisper_model(), folder / "whisper")), WHISPER_WIDTH, WHISPER_STATES)}
+    for family, norm in (("hubert", "layer"), ("wavlm", "layer"), ("wav2vec2", "group")):
+        made[family] = Pretrained(str(save(wave_model(family, norm), folder / family)), WIDTH, STATES)
+    return made
+
+
 @pytest.fixture
 def trained_home(prepared, tmp_path, monkeypatch) -> Path:
     """Return a home that shares the prepared data and has outputs of its own."""

@@ -94,6 +94,18 @@ def save(model: PreTrainedModel, folder: Path, normalise: bool | None = True) ->
     return folder
 
 
+def instead(experiment: str, folder: Path) -> list[str]:
+    """Return overrides that give an experiment with a large encoder a small one, saved in ``folder``."""
+    if "hubert" in experiment and not experiment.endswith("_tiny"):
+        source, width, states = save(wave_model("hubert", "layer"), folder / "hubert"), WIDTH, STATES
+    elif "whisper" in experiment and not experiment.endswith("_tiny"):
+        source, width, states = save(whisper_model(128), folder / "whisper"), WHISPER_WIDTH, WHISPER_STATES
+    else:
+        return []
+    layers = ["encoder/layers = [2]"] if experiment.endswith("hubert_attn") else []
+    return [f"encoder/source = '{source}'", f"encoder/width = {width}", f"encoder/states = {states}", *layers]
+
+
 def noises(lengths: list[int], seed: int = 1) -> list[torch.Tensor]:
     """Return noise of the given numbers of samples, off centre and each of its own loudness."""
     generator = torch.Generator().manual_seed(seed)

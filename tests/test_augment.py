@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ser.augment import Augmentation, ClipRandom, Gain, Mixup, Noise, SpecAugment
+from ser.augment import Augmentation, ClipRandom, Gain, Mixup, Noise, SpecAugment, Speed
 from ser.errors import UserError
 from ser.layers import clip_mask
 
@@ -25,6 +25,7 @@ FEATURES = batch_of(FRAMES, 40) + 3 * clip_mask(FRAMES, 120)[..., None]
 CLIPWISE = {
     "noise": (Noise(probability=0.8), "sound", SOUND, SAMPLES),
     "gain": (Gain(probability=0.8), "sound", SOUND, SAMPLES),
+    "speed": (Speed(probability=0.8), "sound", SOUND, SAMPLES),
     "specaugment": (SpecAugment(probability=0.8), "features", FEATURES, FRAMES),
 }
 each_clipwise = pytest.mark.parametrize(("operation", "kind", "x", "lengths"), CLIPWISE.values(), ids=CLIPWISE)
@@ -248,6 +249,8 @@ def test_two_operations_alike_draw_different_numbers():
         (lambda: Mixup(probability=-0.1), r"Mixup: probability is -0\.1"),
         (lambda: Noise(snr_low=30.0, snr_high=5.0), r"snr_low is 30\.0 and snr_high is 5\.0"),
         (lambda: Gain(db_low=1.0, db_high=0.0), r"db_low is 1\.0"),
+        (lambda: Speed([]), "factors"),
+        (lambda: Speed([3.0]), "from 0.5 to 2"),
         (lambda: Mixup(alpha=0.0), r"alpha is 0\.0; expected more than 0"),
         (lambda: Augmentation([SpecAugment]), "SpecAugment"),
     ],
@@ -255,3 +258,30 @@ def test_two_operations_alike_draw_different_numbers():
 def test_a_wrong_setting_is_named(make, says):
     with pytest.raises(UserError, match=says):
         make()
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.25])
+def test_speed_moves_a_tone_by_its_factor_and_keeps_the_length(factor):
+    time = torch.arange(16_000) / 16_000
+    tone = torch.sin(2 * math.pi * 400 * time)
+    sound = torch.stack([tone, tone])
+    sound[1, 9000:] = 0
+    out = Speed([factor], probability=1.0)(sound, torch.tensor([16_000, 9000]), random(clips=["a", "b"]))
+    assert out.shape == sound.shape
+    assert not out[1, 9000:].any()
+    for row, length in ((0, 16_000), (1, 9000)):
+        middle = out[row, : length // 2]
+        peak = torch.fft.rfft(middle * torch.hann_window(len(middle))).abs().argmax() * 16_000 / len(middle)
+        assert peak.item() == pytest.approx(400 * factor, abs=2 * 16_000 / len(middle))
+        assert middle.std().item() == pytest.approx(tone.std().item(), rel=0.05)
+
+
+def test_speed_draws_among_its_factors_and_leaves_the_rest():
+    time = torch.arange(3200) / 16_000
+    sound = torch.sin(2 * math.pi * 400 * time).expand(200, -1)
+    out = Speed([0.5, 1.0, 2.0], probability=0.9)(
+        sound, torch.full((200,), 3200), random(clips=[str(n) for n in range(200)])
+    )
+    peaks = torch.fft.rfft(out[:, :1600]).abs()[:, 1:].argmax(1) + 1
+    assert set(peaks.tolist()) == {20, 40, 80}
+    assert torch.equal(Speed(probability=0.0)(SOUND, SAMPLES, random()), SOUND)

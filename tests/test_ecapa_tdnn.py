@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ser.ecapa_tdnn import EcapaTdnn
+from ser.ecapa_tdnn import EcapaTdnn, attentive_statistics
+from ser.errors import UserError
+from ser.layers import CosineHead
 
 LABELS = ("angry", "happy", "sad")
 
@@ -78,3 +80,69 @@ def test_bfloat16_stays_close(model):
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x, lengths).float()
     assert (half - model(x, lengths)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_attentive_statistics_are_those_of_speechbrain_where_its_lengths_are_exact(context):
+    from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
+
+    torch.manual_seed(1)
+    pool = AttentiveStatisticsPooling(12, attention_channels=7, global_context=context)
+    pool(torch.randn(8, 12, 30) + 1)  # its batch norm has seen something
+    x = torch.randn(3, 12, 40) * 2 + 1
+    with torch.no_grad():
+        expected = pool.eval()(x, torch.tensor([1.0, 0.5, 0.125]))
+        ours = attentive_statistics(pool, x, torch.tensor([40, 20, 5]))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def small(**options) -> EcapaTdnn:
+    torch.manual_seed(0)
+    return EcapaTdnn(LABELS, bands=20, channels=32, embedding=16, attention_channels=8, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalisation", ["corpus", "clip", "speaker"])
+def test_with_a_cosine_head_a_clip_has_the_same_logits_in_any_batch(normalisation):
+    model = small(normalisation=normalisation, head="cosine", scale=15.0).eval()
+    assert isinstance(model.head[-1], CosineHead)
+    assert model.cosine_scale == 15.0
+    lengths = torch.tensor([60, 31, 90])
+    x = torch.randn(3, 90, 20)
+    together = model(x, lengths)
+    assert together.abs().max() <= 15.0
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(together[row], model(x[row : row + 1, :length], lengths[row : row + 1])[0])
+
+
+def test_an_unknown_head_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        small(head="cosin")
+
+
+@pytest.mark.parametrize("where", ["file", "folder", "name"])
+def test_it_begins_with_a_speaker_model(home, where):
+    donor = small()
+    folder = home / "data/encoders/someone/speakers"
+    folder.mkdir(parents=True)
+    path = folder / "embedding_model.ckpt"
+    torch.save(donor.ecapa.state_dict(), path)
+    torch.manual_seed(7)
+    start = {"file": str(path), "folder": str(folder), "name": "someone/speakers"}[where]
+    model = EcapaTdnn(LABELS, bands=20, channels=32, embedding=16, attention_channels=8, start=start)
+    for name, value in donor.ecapa.state_dict().items():
+        assert torch.equal(model.ecapa.state_dict()[name], value)
+
+
+def test_a_speaker_model_of_other_sizes_damaged_or_absent_is_one_line(home, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = home / "embedding_model.ckpt"
+    torch.save(EcapaTdnn(LABELS, bands=20, channels=64, embedding=16).ecapa.state_dict(), path)
+    messages = {"not the weights of such a network": str(path), "neither at hand nor": "no/such"}
+    for says, start in messages.items():
+        with pytest.raises(UserError, match=says) as caught:
+            small(start=start)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not the weights of such a network"):
+        small(start=str(path))

@@ -10,9 +10,14 @@ from torch.nn import functional as F
 from ser.errors import UserError
 from ser.layers import (
     NORMALISATIONS,
+    AttentiveStatistics,
+    CosineHead,
     InputNorm,
     LayerSum,
+    Prompts,
+    RunningNorm,
     Speakers,
+    attended_mean_std,
     clip_mask,
     masked_mean_std,
     normalises_by_speaker,
@@ -315,3 +320,128 @@ def test_states_that_come_one_by_one_need_not_exist_at_once():
     torch.testing.assert_close(LayerSum(20)(states()), torch.ones(2, 6))
     assert len(made) == 20
     assert max(alive) <= 3
+
+
+# Attentive statistics
+
+
+@pytest.mark.parametrize("time", [1, 2])
+@pytest.mark.parametrize("one_for_all", [False, True])
+def test_attended_statistics_are_those_of_a_loop(time, one_for_all):
+    clips, batch = clips_of(LENGTHS, 4, 99.0)
+    scores = torch.randn(*batch.shape[:2], 1 if one_for_all else 4, generator=torch.Generator().manual_seed(2)) * 3
+    turned = (batch, scores) if time == 1 else (batch.transpose(1, 2), scores.transpose(1, 2))
+    means, stds = attended_mean_std(*turned, LENGTHS, time)
+    for row, clip in enumerate(clips):
+        share = scores[row, : len(clip)].double().softmax(0)
+        mean = (share * clip.double()).sum(0)
+        std = ((share * clip.double().square()).sum(0) - mean.square()).clamp_min(1e-12).sqrt()
+        torch.testing.assert_close(means[row].double(), mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stds[row].double(), std, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attended_statistics_do_not_cancel_in_half_precision(dtype):
+    """A large mean and a small deviation: the difference of squares would be nothing, or negative."""
+    x = (100 + 0.5 * torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(1))).to(dtype)
+    mean, std = attended_mean_std(x, torch.zeros_like(x), torch.tensor([400, 400]))
+    assert mean.dtype == std.dtype == torch.float32
+    torch.testing.assert_close(std, x.float().std(1, unbiased=False), rtol=1e-4, atol=1e-4)
+
+
+def test_attentive_statistics_are_those_of_speechbrain():
+    """Its convolutions of length 1 with our weights; its batch norm, which is fresh, all but the identity."""
+    from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
+
+    torch.manual_seed(1)
+    ours, theirs = AttentiveStatistics(6, 5), AttentiveStatisticsPooling(6, attention_channels=5).eval()
+    theirs.tdnn.activation, theirs.tdnn.norm = torch.nn.Identity(), torch.nn.Identity()
+    with torch.no_grad():
+        joined = torch.cat([ours.frame.weight, ours.clip.weight], 1)
+        theirs.tdnn.conv.conv.weight.copy_(joined[..., None])
+        theirs.tdnn.conv.conv.bias.copy_(ours.frame.bias)
+        theirs.conv.conv.weight.copy_(ours.score.weight[..., None])
+        theirs.conv.conv.bias.copy_(ours.score.bias)
+    x, lengths = torch.randn(3, 20, 6) * 2 + 1, torch.tensor([20, 10, 5])
+    expected = theirs(x.transpose(1, 2), lengths / 20).squeeze(2)
+    torch.testing.assert_close(ours(x, lengths), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attentive_statistics_of_one_frame_have_a_finite_gradient():
+    pool = AttentiveStatistics(3, 4)
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    pool(x, torch.tensor([1, 5])).sum().backward()
+    assert x.grad.isfinite().all()
+    assert not x.grad[0, 1:].any()
+
+
+# Heads, prompts and norms of embeddings
+
+
+def test_a_cosine_head_sees_directions_only():
+    head = CosineHead(5, 3, scale=20.0)
+    x = torch.randn(4, 5)
+    expected = 20 * F.cosine_similarity(x[:, None], head.weight[None], dim=-1)
+    torch.testing.assert_close(head(x), expected)
+    torch.testing.assert_close(head(7 * x), expected)
+
+
+def test_prompts_stand_in_front_are_replaced_and_then_left():
+    prompts = Prompts(2, 4, depth=2)
+    x = torch.randn(3, 5, 4)
+    first = prompts.insert(0, x)
+    assert torch.equal(first[:, 2:], x)
+    assert torch.equal(first[1, :2], prompts.values[0])
+    second = prompts.insert(1, first)
+    assert torch.equal(second[:, 2:], x)
+    assert torch.equal(second[2, :2], prompts.values[1])
+    assert prompts.insert(2, second) is second
+
+
+def test_a_running_norm_follows_the_embeddings_and_normalises_each_alone():
+    norm = RunningNorm(4).train()
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.tensor([1.0, 2.0, 0.1, 5.0])
+    for _ in range(300):
+        norm(torch.randn(16, 4, generator=generator) * spread + 3)
+    torch.testing.assert_close(norm.std, spread, rtol=0.2, atol=0.02)
+    torch.testing.assert_close(norm.mean, torch.full((4,), 3.0), rtol=0.2, atol=0.2)
+    x = torch.randn(3, 4)
+    together = norm(x)  # in training too: the batch does not enter its own answer but through what is remembered
+    torch.testing.assert_close(together, (x - norm.mean) / norm.std)
+    norm.eval()
+    before = norm.mean.clone()
+    torch.testing.assert_close(norm(x)[1], norm(x[1:2])[0])
+    assert torch.equal(norm.mean, before)
+
+
+def test_a_running_norms_first_batches_count_alike():
+    norm, batches = RunningNorm(2).train(), [torch.randn(10, 2) + n for n in range(4)]
+    for batch in batches:
+        norm(batch)
+    every = torch.cat(batches)
+    torch.testing.assert_close(norm.mean, every.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.std, every.std(0, unbiased=False), rtol=1e-4, atol=1e-4)
+
+
+def test_a_running_norm_by_speaker_draws_towards_what_runs_along():
+    norm = RunningNorm(3, "speaker", prior=2.0).eval()
+    norm.mean.fill_(1.0)
+    x = torch.randn(2, 3)
+    known = Speakers(torch.tensor([0.0, 2.0]), torch.full((2, 3), 5.0), torch.ones(2, 3))
+    out = norm(x, known)
+    torch.testing.assert_close(out[0], x[0] - 1)
+    torch.testing.assert_close(out[1], (x[1] - 3) / (0.5 * (1 + 0.5 * 16) + 0.5) ** 0.5)
+    assert torch.equal(RunningNorm(3, "none").train()(x), x)
+
+
+@pytest.mark.parametrize("kind", ["corpus", "clip", "none", "speaker"])
+def test_frames_of_several_layers_are_normalised_like_each_alone(kind):
+    norm = InputNorm((3, 4), kind)
+    norm.fit([torch.randn(9, 3, 4) * 2 + 1])
+    x, lengths = torch.randn(5, 9, 3, 4), LENGTHS
+    together = norm(x, lengths)
+    for layer in range(3):
+        single = InputNorm(4, kind)
+        single.mean, single.std = norm.mean[layer], norm.std[layer]
+        torch.testing.assert_close(together[:, :, layer], single(x[:, :, layer], lengths))

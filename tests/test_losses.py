@@ -121,3 +121,54 @@ def test_a_wrong_setting_is_named_with_what_was_expected(wrong, says):
 def test_unknown_class_weights_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'effective'"):
         class_weights(torch.tensor([1, 2]), "efective")
+
+
+def cosines(seed: int = 3) -> torch.Tensor:
+    return torch.rand(len(LABELS), CLASSES, generator=torch.Generator().manual_seed(seed)) * 1.98 - 0.99
+
+
+@pytest.mark.parametrize(("margin", "scale"), [(0.2, 30.0), (0.5, 10.0), (0.0, 20.0)])
+def test_the_angular_margin_is_that_of_speechbrain(margin, scale):
+    from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
+
+    theirs = LogSoftmaxWrapper(AdditiveAngularMargin(margin=margin, scale=scale))
+    expected = theirs(cosines()[:, None], LABELS[:, None])
+    ours = Loss("aam", margin=margin, scale=scale)(scale * cosines(), ONE_HOT, EVEN)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_angular_margin_has_a_finite_gradient_at_the_ends():
+    logits = (30 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).requires_grad_()
+    Loss("aam")(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.ones(2)).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_the_margin_costs_and_falls_as_the_angle_falls():
+    angles = torch.linspace(0.01, 3.1, 60)
+    logits = torch.stack([30 * angles.cos(), torch.zeros_like(angles)], 1)
+    target = torch.tensor([[1.0, 0.0]])
+    losses = [Loss("aam")(row[None], target, torch.ones(2)).item() for row in logits]
+    assert losses == sorted(losses)
+    assert losses[30] > F.cross_entropy(logits[30:31], torch.tensor([0])).item() + 1
+
+
+def test_logit_adjustment_is_that_of_the_paper():
+    prior = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1])
+    expected = F.cross_entropy(LOGITS + 1.5 * prior.log(), LABELS)
+    torch.testing.assert_close(Loss(logit_adjustment=1.5)(LOGITS, ONE_HOT, EVEN, prior), expected)
+    missing = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0])
+    assert Loss(logit_adjustment=1.0)(LOGITS, ONE_HOT, EVEN, missing).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"kind": "aam", "label_smoothing": 0.1}, "needs hard labels"),
+        ({"margin": 2.0}, "a margin below 1.57"),
+        ({"scale": 0.0}, "scale above 0"),
+        ({"logit_adjustment": -1.0}, "none below 0"),
+    ],
+)
+def test_wrong_margins_and_adjustments_are_refused(wrong, says):
+    with pytest.raises(UserError, match=says):
+        Loss(**wrong)

@@ -145,7 +145,8 @@ def test_whispers_mel_of_a_loud_end_is_that_of_transformers(whisper):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[8000, 4800, 4801, 4799, 401, 1], [480_000, 800], [479_999, 479_801, 160, 479_640], [480_321, 479_950, 900]]
+    "lengths",
+    [[8000, 4800, 4801, 4799, 401, 1], [480_000, 800], [479_999, 479_801, 160, 479_640], [480_321, 479_950, 900]],
 )
 @pytest.mark.parametrize("after", [0.0, 0.9, math.nan])
 def test_whispers_mel_of_a_clip_is_the_same_alone_and_in_a_batch(whisper, lengths, after):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ser.errors import UserError
-from ser.optim import AdamW, WarmupCosine
+from ser.optim import AdamW, Average, WarmupCosine, kept
 
 
 def model():
@@ -88,3 +88,59 @@ def test_a_run_of_a_few_steps_learns_in_each(steps, warmup):
 def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(warmup):
     with pytest.raises(UserError, match=r"WarmupCosine\.warmup is .*expected a share"):
         WarmupCosine(warmup=warmup)
+
+
+def test_parameters_with_a_scale_learn_that_much_slower():
+    layers = model()
+    optimiser = AdamW(lr=0.1, weight_decay=0.0).build(layers, {"linear.weight": 0.5, "linear.bias": 0.1})
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    named = dict(layers.named_parameters())
+    assert rates[id(named["linear.weight"])] == 0.05
+    assert rates[id(named["linear.bias"])] == pytest.approx(0.01)
+    assert rates[id(named["conv.weight"])] == 0.1
+    assert all(group["lr"] == pytest.approx(0.1 * group["scale"]) for group in optimiser.param_groups)
+
+
+def test_what_is_kept_of_a_model_is_what_it_learns():
+    names = set(kept(model()))
+    assert not any(name.startswith("frozen") for name in names)
+    assert {"linear.weight", "norm.running_mean", "norm.num_batches_tracked"} <= names
+
+
+def test_the_average_follows_as_by_hand_and_answers_only_inside():
+    layers = model()
+    average, expected = Average(layers, 0.9), layers["linear"].weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            layers["linear"].weight.add_(1.0)
+            layers["norm"].running_mean.add_(2.0)
+            layers["norm"].num_batches_tracked.add_(1)
+        average.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * layers["linear"].weight.detach()
+    torch.testing.assert_close(average.values["linear.weight"], expected)
+    assert int(average.values["norm.num_batches_tracked"]) == 30
+    now = {name: value.clone() for name, value in layers.state_dict().items()}
+    with average.answering():
+        torch.testing.assert_close(layers["linear"].weight, expected)
+        assert layers["norm"].running_mean[0] < now["norm.running_mean"][0]
+    assert all(torch.equal(now[name], value) for name, value in layers.state_dict().items())
+
+
+def test_the_model_comes_back_when_answering_fails():
+    layers = model()
+    average, now = Average(layers, 0.5), layers["linear"].weight.detach().clone()
+    average.values["linear.weight"] += 1
+    with pytest.raises(RuntimeError), average.answering():
+        raise RuntimeError
+    assert torch.equal(layers["linear"].weight, now)
+
+
+def test_an_average_goes_on_where_it_was():
+    one, other = (Average(model(), 0.9) for _ in range(2))
+    for _ in range(3):
+        one.values["linear.weight"].add_(1)
+        one.update()
+    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
+    assert other.steps == 3
+    assert all(torch.equal(other.values[name], value) for name, value in one.values.items())

@@ -166,3 +166,28 @@ def test_ahead_raises_an_error_in_its_turn():
     assert [next(answers) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="the third"):
         next(answers)
+
+
+def test_with_lengths_batches_are_alike_and_every_clip_comes_once():
+    lengths = np.random.default_rng(1).integers(10, 1000, 400)
+
+    def padding(batches):
+        whole = sum(lengths[rows].max() * len(rows) for rows in batches)
+        return 1 - lengths.sum() / whole
+
+    plain, alike = shuffled(400, 8, 1, 0), shuffled(400, 8, 1, 0, lengths=lengths)
+    assert sorted(np.concatenate(alike).tolist()) == list(range(400))
+    assert padding(alike) < 0.15 < 0.35 < padding(plain)
+    assert [len(rows) for rows in alike] == [8] * 50
+    means = [lengths[rows].mean() for rows in alike]
+    assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.4, "no order by length is left among the batches"
+    again, other = (shuffled(400, 8, 1, epoch, lengths=lengths) for epoch in (0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(alike, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(alike, other, strict=True))
+
+
+def test_with_shares_rare_clips_come_oftener():
+    shares = np.array([0.5] + [0.5 / 999] * 999)
+    rows = np.concatenate(shuffled(1000, 10, 1, 0, shares=shares.tolist()))
+    assert len(rows) == 1000
+    assert 400 < (rows == 0).sum() < 600

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ser.metadata import Clip
-from ser.speakers import SpeakerPool
+from ser.speakers import FEW, Memory, SpeakerPool
 
 SPEAKERS = {"anna": 5, "bert": 3, "cleo": 1}  # clips of each
 KINDS = {"frames": -2, "layers": -2, "statistics": None, "sound": -1}  # dimension of time
@@ -173,3 +173,33 @@ def test_sums_are_in_double_precision():
     known = SpeakerPool(CLIPS[:1], lambda one: frames, -2).of(CLIPS[:1])
     torch.testing.assert_close(known.std[0], frames.double().std(0, unbiased=False).float(), rtol=1e-4, atol=0)
     assert known.mean.dtype == known.std.dtype == torch.float32
+
+
+def test_training_pretends_to_have_few_clips_of_a_speaker():
+    many = [clip(f"dora{number}", "dora") for number in range(60)]
+    known = {one.clip: torch.randn(4) for one in many}
+    at_hand = SpeakerPool(many, lambda one: known[one.clip], None)
+    counts = [int(count) for epoch in range(20) for count in at_hand.of(many, f"1/{epoch}/").count]
+    assert set(counts) == {few or 60 for few in FEW}
+    assert all(counts.count(few or 60) > 0.1 * len(counts) for few in FEW)
+    again = at_hand.of(many, "1/3/")
+    assert torch.equal(again.mean, at_hand.of(many[::-1], "1/3/").mean.flip(0)), "whatever the batch"
+    assert not torch.equal(again.mean, at_hand.of(many, "1/4/").mean)
+    assert at_hand.of(many).count.tolist() == [60] * 60
+
+
+def test_a_memory_knows_the_newest_embeddings_of_those_it_has_met():
+    memory = Memory(CLIPS)
+    pair, other = CLIPS[:2], CLIPS[2]
+    first = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for seed in range(30):
+        known = memory.of(pair, first, f"{seed}/")
+        for row, count in enumerate(known.count.tolist()):
+            assert count in (1, 2)
+            torch.testing.assert_close(known.mean[row], first.mean(0) if count == 2 else first[row])
+    newer = first + 10
+    memory.of(pair, newer.requires_grad_(), "")
+    assert not memory.values[pair[0].clip].requires_grad
+    known = memory.of([other], torch.tensor([[0.0, 0.0]]), "")
+    torch.testing.assert_close(known.mean[0], torch.cat([newer, torch.zeros(1, 2)]).mean(0))
+    assert known.count.tolist() == [3]

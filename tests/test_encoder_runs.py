@@ -1,0 +1,167 @@
+"""Whole runs of models with an encoder inside, and what an experiment refuses to put together."""
+
+import json
+
+import pytest
+import torch
+from conftest import command, one_error_line
+
+from ser import checkpoints, config, runs, training
+from ser.errors import UserError
+from ser.training import dry_run
+
+PROMPT = "ravdess_whisper_prompt_tiny"
+QUICK = ["track/wandb = 'off'", "train/epochs = 2", "train/batch_size = 32", "train/precision = 'float32'"]
+BY_SPEAKER = "prompted/normalisation = 'speaker'"
+
+
+def start(experiment: str, *overrides: str):
+    return runs.create(config.load(experiment, [*QUICK, *overrides]))
+
+
+def train(experiment: str, *overrides: str):
+    built, run = start(experiment, *overrides)
+    assert runs.train(built, run, progress=False)
+    return built, run
+
+
+class StopAfter:
+    """Stands in for the signals of the loop: asks to stop after some looks."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(encoded, trained_home, capsys):
+    built, run = train(PROMPT)
+    for path in (run.best, run.last):
+        assert path.stat().st_size < 4e6
+    best = checkpoints.load(run.best)
+    assert best["encoder"]["source"] == "openai/whisper-tiny.en"
+    assert best["encoder"]["revision"] == "main"
+    assert not [name for name in best["model"] if ".encoder." in name]
+    _, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    assert metrics["uar"] == pytest.approx(best["state"]["best_uar"])
+    assert metrics["parameters_trained"] < metrics["parameters_total"] / 4
+    dry_run(built, steps=1)
+    assert "parameters trained of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overrides", [(), (BY_SPEAKER,)], ids=["corpus", "speaker"])
+def test_an_interrupted_and_resumed_run_equals_a_straight_one(encoded, trained_home, monkeypatch, overrides):
+    _, straight = train(PROMPT, *overrides)
+    content = checkpoints.load(straight.last)
+    straight.folder.rename(trained_home / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(3))
+        assert not runs.train(*start(PROMPT, *overrides), progress=False)
+    torch.rand(5)
+    assert runs.train(*start(PROMPT, *overrides), progress=False)
+    resumed = checkpoints.load(straight.last)
+    for part in ("model", "averaged"):
+        for name, value in content[part].items():
+            assert torch.equal(value, resumed[part][name]), name
+
+
+def test_by_speaker_figures_are_tagged_and_one_clip_alone_is_answered(encoded, trained_home):
+    _, run = train(PROMPT, BY_SPEAKER, "train/epochs = 1")
+    folder, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    assert metrics["tags"] == ["speaker-normalised"]
+    assert metrics["uar"] == pytest.approx(checkpoints.load(run.best)["state"]["best_uar"])
+    alone, single = runs.evaluate(str(run.folder), "val", speaker_clips=1, progress=False)
+    assert single["speaker_clips"] == 1
+    assert (alone / "predictions.csv").read_text() != (folder / "predictions.csv").read_text()
+    embeddings = checkpoints.load(run.last)["embeddings"]
+    assert len(embeddings) == len(start(PROMPT)[0].protocol.part("train"))
+
+
+def test_other_weights_of_the_encoder_are_refused(encoded, trained_home):
+    source = trained_home / "own"
+    source.mkdir()
+    original = encoded / "data/encoders/openai/whisper-tiny.en"
+    for name in ("config.json", "model.safetensors"):
+        (source / name).write_bytes((original / name).read_bytes())
+    _, run = train(PROMPT, f"encoder/source = '{source}'", "train/epochs = 1")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if name.endswith("fc1.bias"))
+    weights[name] = weights[name] + 1
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    line = one_error_line(command("eval_model.py", run.folder, "--part", "val", home=trained_home))
+    assert "other weights of the encoder" in line
+    (source / "model.safetensors").unlink()
+    line = one_error_line(command("eval_model.py", run.folder, "--part", "val", home=trained_home))
+    assert "not a whole pretrained encoder" in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ecapa/head = 'cosine'", "train/loss = 'aam'", "train/label_smoothing = 0.0"],
+        ["train/balanced = True"],
+        ["train/logit_adjustment = 1.0"],
+        ["ecapa/normalisation = 'speaker'", "train/crop_seconds = None"],
+    ],
+    ids=["aam", "balanced", "adjusted", "by speaker, whole clips"],
+)
+def test_what_corrects_and_normalises_trains(prepared, trained_home, overrides):
+    parts = ["data/demo", "features/logmel80", "augment/masks", "model/ecapa"]
+    quick = ["track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5"]
+    settings = config.compose("demo_other", parts, [*quick, "train/batch_size = 16", *overrides])
+    built, run = runs.create(settings)
+    assert runs.train(built, run, progress=False)
+    _, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    assert 0 <= metrics["uar"] <= 1
+
+
+REFUSED = [
+    ("demo_ecapa", ["train/balanced = True", "train/class_weights = 'inverse'"], "correct the balance of classes"),
+    ("demo_ecapa", ["train/balanced = True", "train/logit_adjustment = 1.0"], "more than once"),
+    ("demo_ecapa", ["train/class_weights = 'effective'", "train/logit_adjustment = 1.0"], "more than once"),
+    ("demo_ecapa", ["train/loss = 'aam'"], "needs hard labels"),
+    ("demo_ecapa", ["train/loss = 'aam'", "train/label_smoothing = 0.0"], "Mixup makes soft ones"),
+    ("demo_ecapa", ["train/crop_seconds = None"], "Mixup needs clips of one length"),
+    (PROMPT, ["train/loss = 'aam'", "train/label_smoothing = 0.0"], "needs a model with a cosine head"),
+    (PROMPT, ["tune/layers = 2"], "prompts are for a frozen encoder"),
+    (PROMPT, ["prompt/count = 0", "tune/layers = 2", "tune/lora = 4"], "low-rank updates are for frozen layers"),
+    (PROMPT, ["encoder/keep = 'frames'"], "WhisperPrompt takes frames, but features"),
+    (PROMPT, ["prompted/normalisation = 'clip'"], "an embedding has no time"),
+    ("ravdess_hubert_attn_tiny", ["augment.Augmentation.operations = [@SpecAugment()]"], "SpecAugment change frames"),
+]
+
+
+@pytest.mark.parametrize(("experiment", "overrides", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_what_does_not_go_together_is_refused_by_name(encoded, trained_home, experiment, overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.build(config.load(experiment, overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_soft_labels_and_an_angular_margin_are_refused(encoded, trained_home):
+    from ser.experiment import Experiment
+
+    built = config.build(config.load("crema_d_ecapa", []))
+    assert isinstance(built, Experiment)
+    overrides = ["labels/source = 'voice_soft'", "train/loss = 'aam'", "train/label_smoothing = 0.0"]
+    with pytest.raises(UserError, match="soft"):
+        config.build(config.load("crema_d_ecapa", [*overrides, "ecapa/head = 'cosine'"]))
+
+
+def test_the_log_of_a_tuned_encoder_says_the_rate_of_the_rest(encoded, trained_home):
+    _, run = train("ravdess_hubert_attn_finetune_tiny", "train/epochs = 1", "Tracking.every = 1", "tune/layers = 1")
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert max(line.get("train/lr", 0) for line in lines) == pytest.approx(1e-3)
+    groups = checkpoints.load(run.last)["optimizer"]["param_groups"]
+    assert {round(group["scale"], 6) for group in groups} == {1.0, 0.2}
