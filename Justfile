@@ -181,7 +181,7 @@ fmt: _install
     @'{{ root }}/.venv/bin/ruff' format .
     @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
 
-# measure against what a user would pick instead: data, extraction, startup, training
+# measure against what a user would pick instead: data, extraction, models, startup, training
 [group('upkeep')]
 [no-cd]
 bench NAME: _install

@@ -5,7 +5,6 @@ other's settings. Weights are random, of the real shape; sound is noise of the c
 """
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ser import audio
-from ser.measuring import Row, compare, limited
+from ser.measuring import Row, compare, limited, peak_gib
 
 __all__ = ["extraction"]
 
@@ -265,4 +264,4 @@ def many(folder: str, count: int) -> None:
 
     home = Path(folder)
     extract(table_of(home / f"many{count}"), features_of(home, "tiny", "float32", 1, 384), progress=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # kilobytes, on Linux
+    print(peak_gib())

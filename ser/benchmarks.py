@@ -1,4 +1,4 @@
-"""The benchmarks: ours against what a user would pick instead; ``bench_extraction`` has its own room."""
+"""The benchmarks: ours against what a user would pick instead; ``bench_extraction`` and ``bench_models`` are rooms."""
 
 import json
 import os
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ser.bench_extraction import extraction
+from ser.bench_models import models
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, outputs_folder, write_json
-from ser.measuring import Row, compare, limited
+from ser.measuring import Row, compare, limited, peak_gib
 from ser.tracking import environment
 
 __all__ = ["BENCHMARKS", "run"]
@@ -132,7 +133,6 @@ def data() -> list[Row]:
 
 def data_phase(size: int) -> None:
     """Take a synthetic corpus of ``size`` clips through phase 1, sound apart, and print seconds and peak memory."""
-    import resource
 
     from ser import custom, histogram, metadata, schemes, splits
     from ser.labels import EMOTIONS
@@ -155,11 +155,10 @@ def data_phase(size: int) -> None:
         splits.select(read.clips, splits.parts_of(splits.read_split("custom", "holdout"), None), "holdout")
         histogram.text(read)
         seconds = time.perf_counter() - started
-    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes, on Linux
-    print(json.dumps({"seconds": seconds, "gib": gib}))
+    print(json.dumps({"seconds": seconds, "gib": peak_gib()}))
 
 
-BENCHMARKS = {"data": data, "extraction": extraction, "startup": startup, "training": training}
+BENCHMARKS = {"data": data, "extraction": extraction, "models": models, "startup": startup, "training": training}
 
 
 def run(name: str) -> tuple[Path, list[Row]]:

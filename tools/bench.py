@@ -8,7 +8,7 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="data, extraction, startup or training")
+    parser.add_argument("name", help="data, extraction, models, startup or training")
     arguments = parser.parse_args()
 
     from ser import benchmarks, measuring
