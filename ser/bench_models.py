@@ -1,4 +1,4 @@
-"""``just bench models``: what a short context, stored frames and our pooling gain. Weights are random, sound is noise."""
+"""``just bench models``: what short context, stored frames and our pooling gain; random weights, noise for sound."""
 
 import os
 import subprocess
