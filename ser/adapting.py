@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ser.encoders import Pretrained, fingerprint
 from ser.errors import UserError
+from ser.interfaces import Inside
 from ser.layers import LayerSum, Prompts
 
 __all__ = ["Adapted", "LoraLinear"]
@@ -49,8 +50,8 @@ class LoraLinear(nn.Module):
         return linear.to(self.base.weight)
 
 
-class Adapted(nn.Module):
-    """An encoder and what of it is learned: ``forward(inputs, lengths) -> (frames [B, T, D], their number long [B])``.
+class Adapted(Inside):
+    """An encoder and what of it is learned.
 
     What does not train is neither saved in checkpoints nor averaged; it comes from the encoder's own weights, which
     must be the same again.
@@ -91,7 +92,7 @@ class Adapted(nn.Module):
     ):
         super().__init__()
         check(encoder, layers, tune, convolutions, lora, prompts, prompt_depth, lr_scale, decay)
-        self.source = encoder
+        self.source, self.name = encoder, encoder.source
         self.encoder = encoder.load()
         if prompts and not self.encoder.prompted:
             raise UserError(

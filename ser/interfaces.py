@@ -4,17 +4,15 @@ Shapes: B clips, N samples at 16 kHz, T frames, D features, L layers, C classes;
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from ser.adapting import Adapted
-    from ser.layers import Prompts, Speakers
+from ser.layers import Prompts, Speakers
 
-__all__ = ["Classifier", "Encoder", "FrontEnd", "Solvable"]
+__all__ = ["Classifier", "Encoder", "FrontEnd", "Inside", "Solvable"]
 
 
 class FrontEnd(nn.Module):
@@ -98,7 +96,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def run(
-        self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: "Prompts | None" = None
+        self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: Prompts | None = None
     ) -> Iterator[Tensor]:
         """Yield state 0, 1, ... ``last`` [B, T, D] of the front end's values, zero after each clip's end.
 
@@ -133,6 +131,30 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+class Inside(nn.Module):
+    """A pretrained encoder inside a model: ``forward(inputs, lengths) -> (frames [B, T, D], their number long [B])``.
+
+    Attributes:
+        name: of the encoder, for people.
+        width: features D of a frame.
+        takes, input_shape: of its inputs, see ``Classifier``.
+    """
+
+    name: str
+    width: int
+    takes: str
+    input_shape: tuple[int, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint names, and what must be the same again: the encoder and its weights."""
+        raise NotImplementedError
+
+    def lr_scales(self) -> dict[str, float]:
+        """Return the factor on the learning rate of its pretrained parameters that train, by name."""
+        raise NotImplementedError
+
+
 class Classifier(nn.Module):
     """What every model is: ``forward(inputs, lengths, speakers=None) -> logits`` [B, C].
 
@@ -151,17 +173,17 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder: Adapted | None = None
+        self.encoder: Inside | None = None
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Return the clips' embeddings [B, E]."""
         raise NotImplementedError
 
-    def classify(self, embedding: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Return logits [B, C] of embeddings [B, E]."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor, lengths: Tensor, speakers: "Speakers | None" = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Turn inputs, their lengths long [B] and what is known of their speakers into logits [B, C]."""
         if self.speakers_at == "embedding":
             return self.classify(self.embed(inputs, lengths), speakers)

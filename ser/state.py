@@ -109,7 +109,7 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
         )
     if encoder is not None and (made := checkpoint.get("encoder")) != encoder.facts:
         raise UserError(
-            f"{path}: was made with other weights of the encoder {encoder.source.source}: {made}, now "
+            f"{path}: was made with other weights of the encoder {encoder.name}: {made}, now "
             f"{encoder.facts}; bring those back, or train another run"
         )
     now = protocol_facts(protocol)

@@ -154,7 +154,7 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     if isinstance(model, Solvable) and model.solves:
         effort = f"solved for C of {', '.join(map(str, model.strengths))}"
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
-    encoder = f", encoder {model.encoder.source.source}" if model.encoder is not None else ""
+    encoder = f", encoder {model.encoder.name}" if model.encoder is not None else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}{encoder}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "

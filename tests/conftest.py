@@ -109,3 +109,21 @@ def one_error_line(done: subprocess.CompletedProcess) -> str:
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return lines[0]
+
+
+class StopAfter:
+    """A stop request that comes after so many steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    @property
+    def requested(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0

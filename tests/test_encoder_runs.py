@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import command, one_error_line
+from conftest import StopAfter, command, one_error_line
 
 from ser import checkpoints, config, runs, training
 from ser.errors import UserError
@@ -23,24 +23,6 @@ def train(experiment: str, *overrides: str):
     built, run = start(experiment, *overrides)
     assert runs.train(built, run, progress=False)
     return built, run
-
-
-class StopAfter:
-    """Stands in for the signals of the loop: asks to stop after some looks."""
-
-    def __init__(self, steps: int):
-        self.left = steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(encoded, trained_home, capsys):

@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from conftest import PROJECT, command, one_error_line
+from conftest import PROJECT, StopAfter, command, one_error_line
 from corpus_factory import prepare_corpus
 from encoder_factory import instead
 
@@ -86,24 +86,6 @@ def test_a_finished_run_is_left_alone(trained_home, capsys):
 def timeless(run) -> list[dict]:
     """Return a run's log without the times, which no two runs share."""
     return [{name: value for name, value in line.items() if name != "hours"} for line in read_log(run.folder)]
-
-
-class StopAfter:
-    """A stop request that comes after so many steps."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    @property
-    def requested(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
 
 
 @pytest.mark.parametrize("steps", [2, 7])
