@@ -155,6 +155,12 @@ eval RUN: _install
 cross RUN CORPUS: _install
     @'{{ python }}' '{{ tools }}/cross_corpus.py' "$1" "$2" --calm '{{ calm }}'
 
+# paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
+[group('6-7 evaluation')]
+[no-cd]
+compare FIRST SECOND: _install
+    @'{{ python }}' '{{ tools }}/compare.py' "$1" "$2" --part '{{ part }}'
+
 # outputs/summary.csv: a line for every evaluation
 [group('6-7 evaluation')]
 [no-cd]

@@ -10,7 +10,7 @@ signal    mel, augment, packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, solving, training
-after     probing, summary, reporting
+after     probing, comparing, summary, reporting
 door      config, runs, measuring, bench_extraction, bench_models, benchmarks, cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.

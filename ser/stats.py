@@ -4,11 +4,20 @@ import numpy as np
 
 from ser import metrics
 
-__all__ = ["DRAWS", "FEWEST_SPEAKERS", "interval_reason", "speaker_confusions", "speaker_intervals"]
+__all__ = [
+    "DRAWS",
+    "FEWEST_SPEAKERS",
+    "interval_reason",
+    "paired_intervals",
+    "permutation_p",
+    "speaker_confusions",
+    "speaker_intervals",
+]
 
 DRAWS = 2000  # bootstrap draws
 FEWEST_SPEAKERS = 8  # below this many speakers a percentile interval is too narrow to be believed
 LEVEL = 0.95
+EXACT_SPEAKERS = 14  # up to this many, all exchanges are tried
 
 
 def speaker_confusions(speakers: np.ndarray, references: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
@@ -43,10 +52,62 @@ def speaker_intervals(per_speaker: np.ndarray, seed: int = 0) -> dict[str, list[
         return dict.fromkeys(metrics.FIGURES)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=DRAWS)  # [draws, S]
-    classes = per_speaker.shape[-1]
-    # Products of small counts are exact in float64, and BLAS makes 2000 draws one matrix product.
-    drawn = (weights.astype(float) @ per_speaker.reshape(speakers, -1).astype(float)).reshape(-1, classes, classes)
+    drawn = weighted(per_speaker, weights)
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {
         name: [float(edge) for edge in np.nanquantile(figure(drawn), tails)] for name, figure in metrics.FIGURES.items()
     }
+
+
+def paired_intervals(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, list[float] | None]:
+    """Return the 95 % percentile bootstrap interval of each figure's difference, second less first.
+
+    Both were scored on the same clips; a draw takes the same speakers of both.
+
+    Args:
+        first, second: confusion matrices [S, C, C] of the same S speakers.
+        seed: of the draws.
+
+    Returns:
+        As ``speaker_intervals``.
+    """
+    speakers = len(first)
+    if interval_reason(speakers):
+        return dict.fromkeys(metrics.FIGURES)
+    draws = np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=DRAWS)
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    one, other = weighted(first, draws), weighted(second, draws)
+    return {
+        name: [float(edge) for edge in np.nanquantile(figure(other) - figure(one), tails)]
+        for name, figure in metrics.FIGURES.items()
+    }
+
+
+def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Return the two-sided p-value of each figure's difference, under exchange of the two systems speaker by speaker.
+
+    Exact up to ``EXACT_SPEAKERS`` speakers; above, of ``DRAWS`` random exchanges and the one that happened.
+    """
+    speakers = len(first)
+    exact = speakers <= EXACT_SPEAKERS
+    if exact:
+        swapped = (np.arange(2**speakers)[:, None] >> np.arange(speakers)) & 1  # [2^S, S], the first as it is
+    else:
+        swapped = np.random.default_rng(seed).integers(0, 2, (DRAWS, speakers))
+        swapped[0] = 0
+    one = weighted(first, 1 - swapped) + weighted(second, swapped)
+    other = weighted(second, 1 - swapped) + weighted(first, swapped)
+    result = {}
+    for name, figure in metrics.FIGURES.items():
+        apart = np.abs(figure(other) - figure(one))
+        result[name] = float(np.mean(apart >= apart[0] - 1e-12))
+    return result
+
+
+def weighted(per_speaker: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return sums of confusion matrices [S, C, C] over speakers, for each row of weights [draws, S]."""
+    classes = per_speaker.shape[-1]
+    # Products of small counts are exact in float64, and BLAS makes all draws one matrix product.
+    return (weights.astype(float) @ per_speaker.reshape(len(per_speaker), -1).astype(float)).reshape(
+        -1, classes, classes
+    )

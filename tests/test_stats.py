@@ -90,3 +90,51 @@ def test_below_eight_speakers_there_is_no_interval_but_a_reason():
     assert "7 speakers" in stats.interval_reason(7)
     assert "pool the folds" in stats.interval_reason(7)
     assert stats.interval_reason(8) is None
+
+
+def pair(speakers: int, seed: int = 5):
+    """Return the confusion matrices of two systems on the same clips, the second a little better."""
+    names, references, answers = predictions(speakers, skill=0.5, seed=seed)
+    better = np.where(np.random.default_rng(seed).random(len(names)) < 0.2, references, answers)
+    return [stats.speaker_confusions(names, references, one, 4) for one in (answers, better)]
+
+
+def test_a_paired_interval_is_that_of_a_plain_loop():
+    first, second = pair(9)
+    draws = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=stats.DRAWS)
+    apart = []
+    for draw in draws:
+        one, other = ((per_speaker * draw[:, None, None]).sum(0) for per_speaker in (first, second))
+        apart.append(plain_figures(other)["uar"] - plain_figures(one)["uar"])
+    np.testing.assert_allclose(stats.paired_intervals(first, second)["uar"], np.quantile(apart, [0.025, 0.975]))
+    assert stats.paired_intervals(first, first)["uar"] == [0.0, 0.0]
+    assert stats.paired_intervals(*pair(7)) == dict.fromkeys(metrics.FIGURES)
+
+
+def test_pairing_is_narrower_than_the_intervals_of_each():
+    first, second = pair(20)
+    low, high = stats.paired_intervals(first, second)["wa"]
+    alone = stats.speaker_intervals(first)["wa"]
+    assert high - low < alone[1] - alone[0]
+
+
+def test_a_permutation_test_is_that_of_a_plain_loop():
+    first, second = pair(4)
+    observed = abs(metrics.uar(second.sum(0)) - metrics.uar(first.sum(0)))
+    beyond = []
+    for number in range(2**4):
+        swap = np.array([number >> speaker & 1 for speaker in range(4)], dtype=bool)[:, None, None]
+        one, other = np.where(swap, second, first).sum(0), np.where(swap, first, second).sum(0)
+        beyond.append(abs(metrics.uar(other) - metrics.uar(one)) >= observed - 1e-12)
+    assert stats.permutation_p(first, second)["uar"] == pytest.approx(np.mean(beyond))
+    assert stats.permutation_p(first, second)["uar"] >= 2 / 2**4
+
+
+def test_many_speakers_are_exchanged_at_random_and_agree_with_all_exchanges(monkeypatch):
+    first, second = pair(12)
+    exact = stats.permutation_p(first, second)
+    monkeypatch.setattr(stats, "EXACT_SPEAKERS", 1)
+    for name, p in stats.permutation_p(first, second).items():
+        assert p == pytest.approx(exact[name], abs=0.04)
+    assert stats.permutation_p(first, first)["uar"] == 1.0
+    assert stats.permutation_p(*pair(40))["wa"] < 0.01

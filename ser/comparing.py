@@ -1,0 +1,147 @@
+"""Two runs on the same clips: paired differences over speakers, and the clips whose answer changed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser import metrics, stats
+from ser.errors import UserError, nearest, some
+from ser.evaluation import Predictions, read_predictions
+from ser.files import outputs_folder, run_folder, write_csv, write_json
+
+__all__ = ["compare", "table"]
+
+
+def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str, Any]]:
+    """Compare two runs on a part that both have scored; return the folder written and the comparison.
+
+    Args:
+        first, second: names of runs; differences are second less first.
+        part: end of the name of an evaluation, such as ``val`` or ``crema_d-none-all``.
+
+    Raises:
+        UserError: no such run, not scored on the part, or on other clips, labels or references.
+    """
+    folders = [run_folder(name) for name in (first, second)]
+    if folders[0] == folders[1]:
+        raise UserError(f"{folders[0].name}: the same run twice; compare two")
+    label = shared_evaluation(folders, part)
+    one, other = (aligned(read_predictions(folder / "eval" / label / "predictions.csv")) for folder in folders)
+    check_same(one, other, folders)
+    result = comparison(one, other) | {
+        "first": folders[0].name, "second": folders[1].name, "evaluation": label,
+    }  # fmt: skip
+    folder = outputs_folder() / "compare" / f"{folders[0].name}--{folders[1].name}" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "flips.csv", ["clip", "speaker", "label", "first", "second"], flips(one, other))
+    write_json(folder / "comparison.json", result)
+    return folder, result
+
+
+def shared_evaluation(folders: list[Path], part: str) -> str:
+    """Return the name of the evaluation that both runs have of a part."""
+    have = [{path.parent.name for path in folder.glob("eval/*/predictions.csv")} for folder in folders]
+    found = sorted(name for name in have[0] & have[1] if name == part or name.endswith(f"-{part}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"'{part}' may be any of {', '.join(found)}; give the whole name: just part=NAME compare RUN RUN"
+        )
+    lacking = [folder.name for folder, names in zip(folders, have, strict=True) if not any(part in n for n in names)]
+    if lacking:
+        raise UserError(f"{' and '.join(lacking)}: not scored on '{part}' yet; run: just part={part} eval {lacking[0]}")
+    raise UserError(f"no evaluation on '{part}' that both runs have{nearest(part, sorted(have[0] | have[1]))}")
+
+
+def aligned(predictions: Predictions) -> Predictions:
+    """Return predictions in the order of the clips' names."""
+    order = np.argsort(predictions.clips)
+    return Predictions(
+        [predictions.clips[row] for row in order],
+        [predictions.speakers[row] for row in order],
+        [predictions.references[row] for row in order],
+        predictions.labels,
+        predictions.logits[order],
+    )
+
+
+def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> None:
+    """Raise a UserError where two runs were not scored on the same."""
+    names = " and ".join(folder.name for folder in folders)
+    if one.labels != other.labels:
+        raise UserError(f"{names}: have different labels ({', '.join(one.labels)}; {', '.join(other.labels)})")
+    if apart := sorted(set(one.clips) ^ set(other.clips)):
+        raise UserError(f"{names}: were scored on different clips: {some(apart)}; score both again: just eval RUN")
+    changed = [clip for clip, a, b in zip(one.clips, one.references, other.references, strict=True) if a != b]
+    if changed:
+        raise UserError(
+            f"{names}: were scored against different labels of {some(changed)}; choose the same label source"
+        )
+
+
+def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
+    """Return both runs' figures and what is between them."""
+    index = {label: number for number, label in enumerate(one.labels)}
+    references = np.array([index[label] for label in one.references])
+    speakers = np.array(one.speakers)
+    first, second = (
+        stats.speaker_confusions(speakers, references, predictions.answers, len(index)) for predictions in (one, other)
+    )
+    counts = (first, second)
+    figures = [metrics.figures(per_speaker.sum(0)) for per_speaker in counts]
+    recalls = [metrics.recalls(per_speaker.sum(0)) for per_speaker in counts]
+    intervals, p = stats.paired_intervals(first, second), stats.permutation_p(first, second)
+    right = [predictions.answers == references for predictions in (one, other)]
+    return {
+        "n_clips": len(one.clips),
+        "n_speakers": len(counts[0]),
+        "figures": {
+            name: {
+                "first": figures[0][name], "second": figures[1][name],
+                "difference": figures[1][name] - figures[0][name], "ci95": intervals[name], "p": p[name],
+            }
+            for name in metrics.FIGURES
+        },
+        "ci95_reason": stats.interval_reason(len(counts[0])),
+        "recall": {
+            label: [float(recalls[0][number]), float(recalls[1][number])]
+            for label, number in index.items() if not np.isnan(recalls[0][number])
+        },
+        "won": int((right[1] & ~right[0]).sum()),
+        "lost": int((right[0] & ~right[1]).sum()),
+    }  # fmt: skip
+
+
+def flips(one: Predictions, other: Predictions) -> list[dict[str, Any]]:
+    """Return a row for each clip that only one of the two answers rightly."""
+    rows = []
+    for number, reference in enumerate(one.references):
+        answers = [predictions.labels[predictions.answers[number]] for predictions in (one, other)]
+        if (answers[0] == reference) != (answers[1] == reference):
+            rows.append({
+                "clip": one.clips[number], "speaker": one.speakers[number], "label": reference,
+                "first": answers[0], "second": answers[1],
+            })  # fmt: skip
+    return rows
+
+
+def table(folder: Path, result: dict[str, Any]) -> str:
+    """Return a comparison for people, and where its files lie."""
+    lines = [f"first   {result['first']}", f"second  {result['second']}", f"on      {result['evaluation']}"]
+    for name, title in (("uar", "UAR"), ("wa", "WA"), ("macro_f1", "macro-F1")):
+        figure = result["figures"][name]
+        interval = figure["ci95"]
+        shown = f"  95 % over speakers [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+        lines.append(
+            f"  {title:<9}{figure['first']:.3f}  {figure['second']:.3f}  {figure['difference']:+.3f}{shown}  "
+            f"p {figure['p']:.3f}"
+        )
+    if result["ci95_reason"]:
+        lines.append(f"  no interval: {result['ci95_reason']}")
+    recalls = (f"{label} {second - first:+.2f}" for label, (first, second) in result["recall"].items())
+    lines.append("  recall   " + "  ".join(recalls))
+    lines.append(f"  {result['won']} clips won, {result['lost']} lost, of {result['n_clips']}")
+    lines.append(f"  {result['n_speakers']} speakers; p: the two exchanged speaker by speaker; seeds are not in it")
+    return "\n".join([*lines, *(str(folder / name) for name in ("comparison.json", "flips.csv"))])

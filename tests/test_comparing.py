@@ -1,0 +1,109 @@
+"""Two runs on the same clips: figures that are those of each, flips that are counted, and what cannot be compared."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import command, one_error_line
+
+from ser import comparing, evaluation
+from ser.errors import UserError
+from ser.evaluation import Predictions
+from ser.files import read_csv
+
+LABELS = ("angry", "happy", "sad")
+ABOUT = {
+    "corpus": "demo", "split_scheme": "holdout", "fold": None, "part": "val", "tags": [], "run": "x",
+}  # fmt: skip
+
+
+def predictions(seed: int, skill: float, speakers: int = 9, labels=LABELS) -> Predictions:
+    rng = np.random.default_rng(1)
+    count = speakers * 12
+    references = rng.integers(0, 3, count)
+    logits = np.random.default_rng(seed).standard_normal((count, 3)) + skill * np.eye(3)[references]
+    return Predictions(
+        [f"clip{number:03}" for number in range(count)], [f"s{number % speakers}" for number in range(count)],
+        [labels[reference] for reference in references], labels, logits,
+    )  # fmt: skip
+
+
+def write(home, name: str, made: Predictions, label: str = "demo-holdout-val"):
+    folder = home / "outputs" / name
+    evaluation.write_evaluation(folder / "eval" / label, made, ABOUT)
+    (folder / "run.gin").write_text("")
+    return folder
+
+
+def test_figures_are_those_of_each_and_flips_add_up(home):
+    one, other = predictions(1, 0.5), predictions(2, 2.0)
+    write(home, "one", one)
+    write(home, "other", other)
+    folder, result = comparing.compare("one", "other", "val")
+    for side, made in (("first", one), ("second", other)):
+        scored = evaluation.score(made)
+        for name, figure in result["figures"].items():
+            assert figure[side] == pytest.approx(scored[name])
+    uar = result["figures"]["uar"]
+    assert uar["difference"] == pytest.approx(uar["second"] - uar["first"])
+    assert uar["ci95"][0] < uar["difference"] < uar["ci95"][1]
+    assert uar["p"] < 0.05
+    assert result["won"] - result["lost"] == round(result["figures"]["wa"]["difference"] * result["n_clips"])
+    rows = [row for _, row in read_csv(folder / "flips.csv", ("clip", "first", "second"))]
+    assert len(rows) == result["won"] + result["lost"]
+    assert all((row["first"] == row["label"]) != (row["second"] == row["label"]) for row in rows)
+    assert json.loads((folder / "comparison.json").read_text()) == result
+
+
+def test_the_order_of_clips_does_not_matter_and_the_sign_turns(home):
+    one, other = predictions(1, 0.5), predictions(2, 2.0)
+    write(home, "one", one)
+    write(home, "other", other)
+    there, back = comparing.compare("one", "other", "val")[1], comparing.compare("other", "one", "val")[1]
+    assert there["figures"]["wa"]["difference"] == -back["figures"]["wa"]["difference"]
+    assert there["figures"]["uar"]["p"] == back["figures"]["uar"]["p"]
+    assert (there["won"], there["lost"]) == (back["lost"], back["won"])
+
+
+def test_the_command_prints_differences_and_says_why_there_is_no_interval(home):
+    write(home, "one", predictions(1, 0.5, speakers=4))
+    write(home, "other", predictions(2, 2.0, speakers=4))
+    done = command("compare.py", "one", "other", "--part", "val", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "no interval: 4 speakers" in done.stdout
+    assert "clips won" in done.stdout
+    assert "p 0.125" in done.stdout  # the smallest that four speakers allow
+
+
+@pytest.mark.parametrize("what", ["clips", "labels", "references", "unscored", "same", "absent", "ambiguous"])
+def test_what_cannot_be_compared_is_one_line(home, what):
+    one, other = predictions(1, 0.5), predictions(2, 2.0)
+    write(home, "one", one)
+    names = ["one", "other"]
+    if what == "clips":
+        other.clips[0] = "another"
+    elif what == "labels":
+        other = predictions(2, 2.0, labels=("angry", "happy", "surprised"))
+    elif what == "references":
+        other.references[:] = [LABELS[0]] * len(other.references)
+    says = {
+        "clips": "different clips", "labels": "different labels (", "references": "different labels of",
+        "unscored": "other: not scored on 'val' yet; run: just part=val eval other", "same": "the same run twice",
+        "absent": "no run", "ambiguous": "give the whole name",
+    }[what]  # fmt: skip
+    if what == "unscored":
+        write(home, "other", other, "demo-holdout-test")
+    elif what == "same":
+        names = ["one", "one"]
+    elif what == "absent":
+        names = ["one", "nothing"]
+    else:
+        write(home, "other", other)
+    if what == "ambiguous":
+        for name in names:
+            write(home, name, one, "ravdess-emobox6-val")
+    with pytest.raises(UserError) as caught:
+        comparing.compare(*names, "val")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert one_error_line(command("compare.py", *names, "--part", "val", home=home))
