@@ -14,7 +14,7 @@ part := "test"
 labels := ""
 # clips of each speaker that `eval` normalises by, for models that do; all without it
 speaker_clips := ""
-# processes that share the work of `extract`; with GPUs, one each
+# processes that share the work of `extract`, `train` and `resume`; with GPUs, one each
 gpus := "1"
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
@@ -129,13 +129,13 @@ dry-run EXP *OVERRIDES: _install
 [group('3-5 training')]
 [no-cd]
 train EXP *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/train.py' "$@"
+    @'{{ python }}' {{ launch }} '{{ tools }}/train.py' "$@"
 
 # go on with an interrupted run
 [group('3-5 training')]
 [no-cd]
 resume RUN: _install
-    @'{{ python }}' '{{ tools }}/train.py' --resume "$1"
+    @'{{ python }}' {{ launch }} '{{ tools }}/train.py' --resume "$1"
 
 # train and test every fold of the experiment's scheme, resumable, and pool the folds
 [group('3-5 training')]

@@ -9,7 +9,7 @@ raw       fetching, unpacking, downloading
 signal    mel, augment, packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
-learning  optim, checkpoints, tracking, experiment, evaluation, workbench, state, solving, training
+learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     probing, comparing, summary, reporting
 door      config, runs, measuring, bench_extraction, bench_models, benchmarks, cli
 

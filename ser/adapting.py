@@ -123,6 +123,7 @@ class Adapted(Inside):
         self.width = encoder.width
         self.takes = self.encoder.front_end.kind
         self.input_shape = self.encoder.front_end.shape
+        self.hears = self.encoder.front_end.spec
         if encoder.compile:
             for block in blocks:
                 block.compile(dynamic=True)
@@ -205,7 +206,14 @@ def check(
         )
     if depth is not None and not 1 <= depth <= max(1, blocks):
         raise UserError(f"prompt/depth is {depth}; expected 1 to {blocks}, the layers that are kept, or None for all")
-    if blocks == 0 and (lora or prompts or tune):
+    if encoder.precision not in ("auto", "float32"):
+        raise UserError(
+            f"encoder/precision is '{encoder.precision}', but an encoder inside a model computes as the model "
+            f"does; set 'train/precision = \"{encoder.precision}\"'"
+        )
+    if depth != 1 and not prompts:
+        raise UserError(f"prompt/depth is {depth}, but there are no prompts; set 'prompt/count = 16', or leave it out")
+    if blocks == 0 and (lora or prompts or tune != 0):
         raise UserError("encoder/layers keeps no layer, so nothing of it can be adapted; keep at least state 1")
     if tune != 0 and lora:
         raise UserError(

@@ -3,6 +3,7 @@
 Shapes: B clips, N samples, T frames, D features, C classes.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,6 +44,7 @@ class Batch:
         targets: float [B, C], each row a distribution.
         clips: the B rows of the metadata.
         speakers: statistics of the clips' speakers, for a model that normalises by them.
+        guests: of the first clips, those that are only here for others to be mixed with.
     """
 
     inputs: Tensor
@@ -50,6 +52,7 @@ class Batch:
     targets: Tensor
     clips: list[Clip]
     speakers: Speakers | None = None
+    guests: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +62,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on another device."""
         speakers = None if self.speakers is None else self.speakers.to(device)
-        return Batch(self.inputs.to(device), self.lengths.to(device), self.targets.to(device), self.clips, speakers)
+        inputs, lengths, targets = (value.to(device) for value in (self.inputs, self.lengths, self.targets))
+        return Batch(inputs, lengths, targets, self.clips, speakers, self.guests)
 
 
 class Source(Protocol):
@@ -113,6 +117,7 @@ class ClipReader:
         soft_target: clip -> distribution over the classes [C], or None for one-hot of its emotion.
         enrolled: clips from which batches get the statistics of their clips' speakers; None for none.
         limit: of these clips to use a speaker; None for all.
+        skip: leave a training clip that cannot be read out, with a line on stderr, instead of stopping.
     """
 
     def __init__(
@@ -122,7 +127,10 @@ class ClipReader:
         soft_target: Callable[[Clip], list[float] | None] = lambda clip: None,
         enrolled: Sequence[Clip] | None = None,
         limit: int | None = None,
+        skip: bool = False,
     ):
+        self.skip = skip
+        self.unreadable: set[str] = set()
         self.source = source
         self.labels = tuple(labels)
         self.soft_target = soft_target
@@ -141,6 +149,21 @@ class ClipReader:
                 self.kept[clip.clip] = value
                 self.room -= size
         return value
+
+    def readable(self, clips: Sequence[Clip]) -> list[Clip]:
+        """Return the clips that can be read; without ``skip`` one that cannot is an error where it is read."""
+        if not self.skip:
+            return list(clips)
+        good = []
+        for clip in clips:
+            try:
+                self.read(clip)
+                good.append(clip)
+            except UserError as error:
+                if clip.clip not in self.unreadable:
+                    print(f"skipped: {error}", file=sys.stderr)
+                self.unreadable.add(clip.clip)
+        return good
 
     def crops(self, clips: Sequence[Clip], length: int | None, seed: int, epoch: int) -> Batch:
         """Return a training batch of random crops, all of ``length``; a shorter clip is repeated until it is long.

@@ -77,14 +77,13 @@ def step_of_fit() -> Row:
 
     from ser import config, runs
     from ser import training as loop
-    from ser.samplers import shuffled
     from ser.workbench import set_up
 
     settings = config.load("demo_ecapa", ["train/epochs = 1", "track/wandb = 'off'", "ecapa/channels = 128"])
     experiment, _ = runs.create(settings)
     setup = set_up(experiment)
-    order = shuffled(len(setup.train), experiment.training.batch_size, experiment.seed, 0)
-    batches = list(setup.crops(order, experiment.seed, 0))
+    order = setup.order(experiment.training, experiment.seed, 0)
+    batches = [part for (part,) in setup.pieces(order, experiment, 0)]
 
     def fit() -> float:
         with tempfile.TemporaryDirectory() as folder:

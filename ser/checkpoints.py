@@ -13,7 +13,7 @@ from ser.optim import kept
 
 __all__ = ["check", "load", "restore", "save"]
 
-FORMAT = 1
+FORMAT = 2  # 1: without the learning-rate scales and the list of random numbers that resuming needs
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

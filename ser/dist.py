@@ -6,13 +6,20 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from ser.errors import UserError
+
 __all__ = [
+    "added",
+    "autocast",
     "barrier",
     "device",
+    "gathered",
+    "group",
     "is_main",
     "keep_freed_memory",
     "processes",
@@ -21,6 +28,9 @@ __all__ = [
     "summed",
     "world_size",
 ]
+
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -89,6 +99,49 @@ def summed(values: Iterable[int]) -> list[int]:
     return values if meeting is None else meeting.sum(values)
 
 
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the process group of those that torchrun has started, which tensors are added up in; alone, do nothing."""
+    if world_size() == 1:
+        yield
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(device())
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield
+        torch.distributed.barrier()  # nobody leaves while another is still talking
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def added(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of every process's tensor; alone, the tensor itself.
+
+    Raises:
+        UserError: another process has died.
+    """
+    if world_size() > 1:
+        try:
+            torch.distributed.all_reduce(values)
+        except RuntimeError as error:
+            raise UserError(
+                f"another process of this run has ended ({str(error).strip().partition(chr(10))[0][:80]}); see its "
+                "message, then go on with: just resume RUN"
+            ) from error
+    return values
+
+
+def gathered(value: T) -> list[T]:
+    """Return every process's value, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def is_main() -> bool:
     """Say whether this process writes files and shows progress."""
     return rank() == 0
@@ -99,6 +152,12 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which torch computes in ``bf16`` or ``fp16`` where it may; ``float32`` changes nothing."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, half, enabled=half is not None)
 
 
 def seed_everything(seed: int) -> None:

@@ -48,6 +48,8 @@ class EcapaTdnn(Classifier):
         UserError: sizes that the network cannot have, or weights that do not fit it.
     """
 
+    batch_statistics = True
+
     def __init__(
         self,
         labels: Sequence[str],
@@ -82,14 +84,18 @@ class EcapaTdnn(Classifier):
             attention_channels=attention_channels,
             dropout=channel_dropout,
         )
-        if start:
-            load_speaker_model(self.ecapa, start)
+        self.start = start
         last: nn.Module = nn.Linear(embedding, len(self.labels))
         self.cosine_scale = None
         if head == "cosine":
             last, self.cosine_scale = CosineHead(embedding, len(self.labels), scale), scale
         between = [nn.ReLU()] if head == "linear" else []  # an angle wants all directions
         self.head = nn.Sequential(nn.BatchNorm1d(embedding), *between, nn.Dropout(dropout), last)
+
+    def begin(self) -> None:
+        """Load the speaker model's weights, if it begins with one."""
+        if self.start:
+            load_speaker_model(self.ecapa, self.start)
 
     def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Return logits [B, C]."""

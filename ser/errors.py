@@ -10,6 +10,7 @@ __all__ = ["UserError", "nearest", "some", "tool"]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
+EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
 
 
 class UserError(Exception):

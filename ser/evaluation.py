@@ -89,10 +89,12 @@ def predict(
     clips: Sequence[Clip],
     precision: str = "float32",
     progress: bool = False,
+    company: Sequence[Clip] | None = None,
 ) -> Predictions:
     """Run a model over whole clips, in batches of similar length; the order of ``clips`` is kept.
 
-    A model that normalises embeddings by speaker sees those of all of ``clips`` before it answers.
+    A model that normalises embeddings by speaker sees those of all of ``company`` (by default ``clips``) before it
+    answers. Several processes share the batches, and each returns all predictions.
 
     Raises:
         UserError: an input that cannot be read, or an answer that is not finite.
@@ -101,24 +103,27 @@ def predict(
     was_training = model.training
     model.eval()
     rate = features.input_rate
-    batches = bucketed([reader.source.length(clip) for clip in clips], round(BUDGET_SECONDS * rate))
-    logits = np.empty((len(clips), len(reader.labels)))
-    embeddings: dict[str, torch.Tensor] = {}
     twice = normalises_by_speaker(model) and model.speakers_at == "embedding"
-    with progress_bar(None, "evaluate", len(clips), shown=progress) as bar:
-        for rows in batches:
-            batch = reader.whole([clips[row] for row in rows]).to(device)
+    asked = {clip.clip for clip in clips}
+    heard = [*clips, *(clip for clip in company or () if clip.clip not in asked)] if twice else clips
+    batches = bucketed([reader.source.length(clip) for clip in heard], round(BUDGET_SECONDS * rate))
+    done: list[int] = []
+    outputs: list[torch.Tensor] = []
+    with progress_bar(None, "evaluate", len(heard), shown=progress) as bar:
+        for rows in batches[dist.rank() :: dist.world_size()]:
+            batch = reader.whole([heard[row] for row in rows]).to(device)
             inputs, lengths = features.frames(batch.inputs, batch.lengths)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                if twice:
-                    embeddings |= zip(batch.names, model.embed(inputs, lengths).float().cpu(), strict=True)
-                else:
-                    logits[rows] = model(inputs, lengths, batch.speakers).double().cpu().numpy()
+            with dist.autocast(device, precision):
+                out = model.embed(inputs, lengths) if twice else model(inputs, lengths, batch.speakers)
+            done += rows
+            outputs.append(out.double().cpu())
             bar.update(len(rows))
+    answers = joined(done, outputs)
     if twice:
-        speakers = SpeakerPool(clips, lambda clip: embeddings[clip.clip], None, reader.limit).of(clips)
-        every = torch.stack([embeddings[clip.clip] for clip in clips])
-        logits = model.classify(every.to(device), speakers.to(device)).double().cpu().numpy()
+        place = {clip.clip: row for row, clip in enumerate(heard)}
+        speakers = SpeakerPool(heard, lambda clip: answers[place[clip.clip]], None, reader.limit).of(clips)
+        answers = model.classify(answers[: len(clips)].float().to(device), speakers.to(device)).double().cpu()
+    logits = answers.numpy()
     model.train(was_training)
     bad = np.flatnonzero(~np.isfinite(logits).all(1)).tolist()
     if bad:
@@ -127,6 +132,14 @@ def predict(
         [clip.clip for clip in clips], [clip.speaker for clip in clips], [clip.emotion for clip in clips],
         reader.labels, logits,
     )  # fmt: skip
+
+
+def joined(rows: list[int], outputs: list[torch.Tensor]) -> torch.Tensor:
+    """Return the outputs of all processes in the order of the clips; ``rows`` are those of this process."""
+    parts = dist.gathered((rows, torch.cat(outputs) if outputs else None))
+    values = torch.cat([part for _, part in parts if part is not None])
+    order = torch.tensor([row for where, _ in parts for row in where])
+    return torch.empty_like(values).index_copy(0, order, values)
 
 
 def score(predictions: Predictions) -> dict[str, Any]:

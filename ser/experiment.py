@@ -16,7 +16,9 @@ from ser.tracking import Tracking
 
 __all__ = ["Experiment", "Run", "Training"]
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "fp16")
+UNREADABLE = ("stop", "skip")
+KEEP = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,14 @@ class Training:
         patience: epochs without a better validation UAR before stopping.
         clip_norm: largest gradient norm; larger ones are scaled down to it.
         average: decay a step of the moving average of the weights, which validates and is kept; 0 for none.
-        precision: ``float32``, or ``bf16`` for autocast to bfloat16.
+        precision: ``float32``, or ``bf16`` or ``fp16`` for autocast; fp16 scales the loss and needs a GPU.
         balanced: draw clips so that all classes come equally often.
+        accumulate: parts that a batch is computed in, one after the other, where memory is short.
+        unreadable: what to do with a clip that cannot be read in mid-epoch: ``stop`` or ``skip``.
+        keep: ``best``: the weights of the best validation UAR; ``last``: those of the last epoch, after a fixed
+            number of epochs, with no choice on validation speakers at all.
+        smoothing: weight of the epochs before in the validation UAR that chooses, in [0, 1): how noisy a few
+            validation speakers are.
     """
 
     epochs: int
@@ -42,16 +50,26 @@ class Training:
     average: float = 0.0
     precision: str = "float32"
     balanced: bool = False
+    accumulate: int = 1
+    unreadable: str = "stop"
+    keep: str = "best"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6}
+        least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6, "accumulate": 1}
         for name, value in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= value:
                 raise UserError(f"Training.{name} is {getattr(self, name)}; expected {value} or more")
         if not 0 <= self.average < 1:
             raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"train/precision is '{self.precision}'{nearest(self.precision, PRECISIONS)}")
+        known = {"precision": PRECISIONS, "unreadable": UNREADABLE, "keep": KEEP}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"train/{name} is '{getattr(self, name)}'{nearest(getattr(self, name), values)}")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"train/smoothing is {self.smoothing}; expected a share in [0, 1)")
+        if self.accumulate > self.batch_size:
+            raise UserError(f"train/accumulate is {self.accumulate}, above the {self.batch_size} clips of a batch")
 
 
 @dataclass(frozen=True)
@@ -88,10 +106,11 @@ class Experiment:
                 f"features '{features.store}' are {shape} a clip or frame, but {model} was built for {wanted}; "
                 f"give it what gin/features/{features.name}.gin says"
             )
-        if isinstance(self.model, Solvable) and self.model.solves and self.training.average:
+        inside = self.model.encoder
+        if inside is not None and features.front_end.spec != inside.hears:
             raise UserError(
-                f"train/average is {self.training.average}, but a solver makes no steps to average over; "
-                "set 'train/average = 0.0'"
+                f"{model}: its encoder {inside.name} hears {inside.hears}, but features '{features.store}' are "
+                f"{features.front_end.spec}; set 'encoder/hears' as gin/features/{features.name}.gin does"
             )
         at_inputs = normalises_by_speaker(self.model) and self.model.speakers_at == "inputs"
         if at_inputs and not features.cached:
@@ -109,6 +128,8 @@ class Experiment:
 
     def check_loss(self) -> None:
         """Raise a UserError for what corrects the same thing twice, or has no meaning together."""
+        if isinstance(self.model, Solvable) and self.model.solves:
+            self.check_solver()
         loss, mixed = self.loss, [type(op).__name__ for _, op in self.augment.of_kind("batch")]
         corrections = {
             "train/balanced = True": self.training.balanced,
@@ -121,6 +142,11 @@ class Experiment:
             raise UserError(
                 f"augment: {' and '.join(mixed)} needs clips of one length; set 'train/crop_seconds = 3.0', or drop it"
             )
+        if self.model.batch_statistics and self.training.crop_seconds is None:
+            raise UserError(
+                f"train/crop_seconds is None, but {type(self.model).__name__} takes statistics over the frames of a "
+                "batch, which padding would spoil; set 'train/crop_seconds = 3.0'"
+            )
         if loss.kind != "aam":
             return
         if mixed or self.protocol.label_source == "voice_soft":
@@ -128,9 +154,20 @@ class Experiment:
             raise UserError(f"train/loss = 'aam' needs hard labels, and {soft} makes soft ones; leave one of them out")
         if getattr(self.model, "cosine_scale", None) != loss.scale:
             raise UserError(
-                f"train/loss = 'aam' needs a model with a cosine head of scale {loss.scale}; "
-                f"{type(self.model).__name__} has another: set 'ecapa/head = \"cosine\"' and 'aam/scale'"
+                f"train/loss = 'aam' needs a model with a cosine head of scale {loss.scale}, as "
+                f"gin/exp/ravdess_ecapa_aam.gin has; {type(self.model).__name__} has none of it"
             )
+
+    def check_solver(self) -> None:
+        """Raise a UserError for settings of a loop where a solver finds the weights at once."""
+        idle = {
+            f"train/average = {self.training.average}": self.training.average > 0,
+            "train/balanced = True": self.training.balanced,
+            f"train/loss = '{self.loss.kind}'": self.loss.kind != "cross_entropy",
+            f"train/logit_adjustment = {self.loss.logit_adjustment}": self.loss.logit_adjustment > 0,
+        }
+        if named := [name for name, used in idle.items() if used]:
+            raise UserError(f"{' and '.join(named)}: means nothing to a solver, which makes no steps; leave it out")
 
 
 SLOTS: dict[str, type] = {

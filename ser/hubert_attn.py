@@ -4,6 +4,7 @@ Shapes: B clips, L layers, T frames, D features of a frame, C classes; ``lengths
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,8 @@ class HubertAttn(Classifier):
 
 def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     """Run an LSTM over each clip's own frames x [B, T, D]; the result [B, T, H] is zero after a clip's end."""
-    with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):  # the CPU has no packed LSTM in half precision
-        x = x if x.device.type != "cpu" else x.float()
+    # The CPU has no packed LSTM in half precision.
+    with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext():
+        x = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]

@@ -83,7 +83,7 @@ class Encoder(nn.Module):
 
     @property
     def convolutions(self) -> list[nn.Module]:
-        """What turns inputs into frames; is kept as it was pretrained even where all layers train."""
+        """What turns inputs into frames, and trains only where that is asked for."""
         raise NotImplementedError
 
     @property
@@ -138,12 +138,14 @@ class Inside(nn.Module):
         name: of the encoder, for people.
         width: features D of a frame.
         takes, input_shape: of its inputs, see ``Classifier``.
+        hears: ``FrontEnd.spec`` of its inputs.
     """
 
     name: str
     width: int
     takes: str
     input_shape: tuple[int, ...]
+    hears: dict[str, Any]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -163,6 +165,7 @@ class Classifier(nn.Module):
         takes: kind of its inputs, see ``FrontEnd.kind``.
         input_shape: of one clip's input without time, see ``FrontEnd.shape``.
         encoder: the pretrained encoder inside, if there is one.
+        batch_statistics: in training it takes statistics over all frames of a batch, which padding would spoil.
         speakers_at: what statistics of speakers are of, where it normalises by them: ``inputs`` or ``embedding``.
     """
 
@@ -170,6 +173,7 @@ class Classifier(nn.Module):
     takes: str = "frames"
     input_shape: tuple[int, ...]
     speakers_at: str = "inputs"
+    batch_statistics: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,6 +192,9 @@ class Classifier(nn.Module):
         if self.speakers_at == "embedding":
             return self.classify(self.embed(inputs, lengths), speakers)
         return self.classify(self.embed(inputs, lengths, speakers))
+
+    def begin(self) -> None:
+        """Load what training begins with; a checkpoint brings its own. Called once, before a fresh run."""
 
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the learning rate of parameters, by name; 1 for those without."""

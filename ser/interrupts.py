@@ -1,35 +1,56 @@
-"""Being asked to stop: Ctrl-C and SIGTERM are met between two steps, where everything can be saved."""
+"""Being asked to stop: Ctrl-C, SIGTERM and SIGUSR1 are met between two steps, where everything can be saved."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+
 __all__ = ["Interrupted", "StopRequest", "stop_requests"]
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; its last checkpoint holds everything that resuming needs."""
+    """Training was asked to stop; its last checkpoint holds everything that resuming needs.
+
+    Args:
+        message: what to do next.
+        status: of the process: ``EXIT_REQUEUE`` after a scheduler's signal.
+    """
+
+    def __init__(self, message: str, status: int = EXIT_INTERRUPTED):
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
 class StopRequest:
-    """Set by the signal handler, read after every step."""
+    """Set by the signal handler, read after every step.
 
-    requested: bool = False
+    Attributes:
+        signal: number of the one that came; 0 for none.
+    """
+
+    signal: int = 0
+
+    @property
+    def status(self) -> int:
+        """Exit status: Ctrl-C is a person's, the other signals are a scheduler's, which may start the run again."""
+        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_REQUEUE
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request that a loop meets between two steps; a second one ends at once."""
+    """Turn signals into a request that a loop meets between two steps; a second Ctrl-C ends at once."""
     request = StopRequest()
 
     def handle(number: int, frame: object) -> None:
-        if request.requested:
+        if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.requested = True
+        request.signal = request.signal or number
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, handle) for number in asked}
     try:
         yield request
     finally:

@@ -48,6 +48,10 @@ class Speakers:
         """Return the same on another device."""
         return Speakers(self.count.to(device), self.mean.to(device), self.std.to(device))
 
+    def rows(self, which: slice) -> "Speakers":
+        """Return what is known for some of the clips."""
+        return Speakers(self.count[which], self.mean[which], self.std[which])
+
 
 def clip_mask(lengths: Tensor, frames: int) -> Tensor:
     """Return bool [B, T]: true inside each clip."""
@@ -308,7 +312,8 @@ class CosineHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, C] of x [B, E], in float32."""
-        return self.scale * F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
+        with torch.autocast(x.device.type, enabled=False):  # eight bits would blur the angles
+            return self.scale * F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
 
 
 class Prompts(nn.Module):

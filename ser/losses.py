@@ -76,7 +76,7 @@ class Loss:
         if kind == "aam" and label_smoothing:
             raise UserError(
                 f"train/loss is 'aam' and label_smoothing {label_smoothing}: an angular margin needs hard labels; set "
-                "'Loss.label_smoothing = 0.0'"
+                "'train/label_smoothing = 0.0'"
             )
         if logit_adjustment < 0 or not 0 <= margin < math.pi / 2 or scale <= 0:
             raise UserError(
@@ -91,9 +91,18 @@ class Loss:
         self.focal_gamma = focal_gamma if kind == "focal" else 0.0
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, prior: Tensor | None = None) -> Tensor:
-        """Return the weighted mean loss of a batch, a scalar in float32.
+        """Return the weighted mean loss of a batch, a scalar in float32; see ``parts``."""
+        total, weight = self.parts(logits, targets, weights, prior)
+        return total / weight
 
-        Equal to ``torch.nn.functional.cross_entropy`` with class indices, ``weight`` and ``label_smoothing``
+    def parts(
+        self, logits: Tensor, targets: Tensor, weights: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the losses of a batch and the sum of their weights, scalars in float32.
+
+        Parts of several batches add up to those of all their clips, whose mean is the quotient of the sums.
+
+        The quotient is ``torch.nn.functional.cross_entropy`` with class indices, ``weight`` and ``label_smoothing``
         for one-hot targets and the kind ``cross_entropy``.
 
         Args:
@@ -102,7 +111,7 @@ class Loss:
             weights: float [C] of ``class_weights``.
             prior: share of each class in the training part, float [C], for logit adjustment.
         """
-        logits = logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.kind == "aam":
             logits = self.with_margin(logits, targets)
         if self.logit_adjustment and prior is not None:
@@ -113,7 +122,7 @@ class Loss:
         if self.focal_gamma:
             # Above zero, since a power below 1 has no gradient at 0.
             cost = cost * (1 - log_p.exp()).clamp_min(1e-6) ** self.focal_gamma
-        return (smoothed * weights * cost).sum() / (targets * weights).sum()
+        return (smoothed * weights * cost).sum(), (targets * weights).sum()
 
     def with_margin(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return logits with the margin added to the angle of each clip's own class.

@@ -64,13 +64,17 @@ class Protocol:
         return stored_votes(self.corpus)
 
     @cached_property
-    def parts(self) -> dict[str, list[Clip]]:
-        """The labelled clips at hand by part, checked for leaking speakers."""
+    def members(self) -> dict[str, list[Clip]]:
+        """The clips at hand by part, whether the label source labels them or not, checked for leaking speakers."""
         where = str(splits.split_path(self.corpus, self.scheme))
         clips = self.table.clips  # first: a corpus that is not prepared says so
         part_of = splits.parts_of(self.split, self.fold)
-        parts = splits.select(clips, part_of, where, self.split.speaker_independent)
-        return {part: self.labelled(members, part) for part, members in parts.items()}
+        return splits.select(clips, part_of, where, self.split.speaker_independent)
+
+    @cached_property
+    def parts(self) -> dict[str, list[Clip]]:
+        """The labelled clips at hand by part."""
+        return {part: self.labelled(members, part) for part, members in self.members.items()}
 
     def labelled(self, clips: Sequence[Clip], part: str) -> list[Clip]:
         """Return clips with the emotion that the label source gives them, without those it gives none.

@@ -2,7 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,11 @@ def reopen(name: str) -> tuple[Experiment, Run]:
     return config.build(settings), Run(folder, text, config.settings(text), settings.name)
 
 
-def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
+def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     """Train a run in its folder; an interrupted one goes on, a finished one is left alone.
 
     Returns:
-        False where Ctrl-C or SIGTERM stopped it.
+        Exit status: 0, or where a signal stopped it that of ``interrupts.Interrupted``.
 
     Raises:
         UserError: as ``training.fit``, or another process is training the run.
@@ -70,24 +71,37 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> bool:
     if resume and is_finished(run):
         print(f"{run.folder}: already trained with these settings; remove the folder to train again")
         remember(run)
-        return True
-    setup = set_up(experiment, fit_norm=not resume)  # what cannot work is said before anything is written
-    with locked(run.folder / ".lock", f"{run.folder}: another process is training this run; wait for it or stop it"):
-        remember(run)
-        if not resume:
-            write_text(run.folder / "run.gin", run.config)
-        record_session(run.folder / "environment.json", resume)
-        print(f"{'resuming' if resume else 'training'} {run.folder}")
+        return 0
+    setup = set_up(experiment, fresh=not resume)  # what cannot work is said before anything is written
+    with claimed(run):
+        if dist.is_main():
+            remember(run)
+            if not resume:
+                write_text(run.folder / "run.gin", run.config)
+            record_session(run.folder / "environment.json", resume)
+            print(f"{'resuming' if resume else 'training'} {run.folder}")
         try:
             state = training.fit(experiment, run, setup, resume, progress)
         except Interrupted as stopped:
-            print(stopped)
-            return False
-    print(
-        f"best validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of {state.epoch}, "
-        f"{(state.train_seconds + state.validation_seconds) / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
-    )
-    return True
+            if dist.is_main():
+                print(stopped)
+            return stopped.status
+    if dist.is_main():
+        print(
+            f"best validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of {state.epoch}, "
+            f"{(state.train_seconds + state.validation_seconds) / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
+        )
+    return 0
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Keep other trainings out of a run's folder; of several processes that share one, the main one sees to it."""
+    if not dist.is_main():
+        yield
+        return
+    with locked(run.folder / ".lock", f"{run.folder}: another process is training this run; wait for it or stop it"):
+        yield
 
 
 def record_session(path: Path, resume: bool) -> None:
@@ -171,7 +185,7 @@ def evaluate(
         protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
     check_unseen(model, clips)
-    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips)
+    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, protocol.members[part])
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     if protocol.label_source != model.experiment.protocol.label_source:
@@ -217,7 +231,7 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
     shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
     clips = [clip for clip in table.clips if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
-    predictions = predict(model.experiment, corpus, clips, progress).mapped(shared, mapping)
+    predictions = predict(model.experiment, corpus, clips, progress, None, table.clips).mapped(shared, mapping)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
     label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}")
     about = about_run(model) | {
@@ -240,17 +254,23 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
 
 
 def predict(
-    experiment: Experiment, corpus: str, clips: Sequence[Clip], progress: bool, speaker_clips: int | None = None
+    experiment: Experiment,
+    corpus: str,
+    clips: Sequence[Clip],
+    progress: bool,
+    speaker_clips: int | None,
+    company: Sequence[Clip],
 ) -> evaluation.Predictions:
-    """Run the model over clips of any corpus, which are also what it may know of their speakers."""
+    """Run the model over clips of any corpus; all of ``company``, labelled or not, tells it of their speakers."""
     features, table = experiment.features, read_table(corpus)
     at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
-    enrolled = clips if at_inputs else None
+    enrolled = company if at_inputs else None
     source = open_source(features, table)
     reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
-    return evaluation.predict(experiment.model, features, reader, clips, experiment.training.precision, progress)
+    precision = experiment.training.precision
+    return evaluation.predict(experiment.model, features, reader, clips, precision, progress, company)
 
 
 def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip]) -> dict[str, float] | None:
@@ -307,13 +327,13 @@ def about_run(model: Trained) -> dict[str, Any]:
 
 def cross_validate(
     experiment: str, overrides: Sequence[str] = (), progress: bool = True
-) -> tuple[Path, dict[str, Any]] | None:
+) -> tuple[Path, dict[str, Any]] | int:
     """Train and test every fold of the experiment's scheme, then pool the out-of-fold predictions.
 
     Finished folds are kept, an interrupted one goes on; each test fold is scored once.
 
     Returns:
-        The folder written and the pooled metrics, or None where training was interrupted.
+        The folder written and the pooled metrics, or the exit status where training was interrupted.
 
     Raises:
         UserError: a scheme without folds, or as ``train`` and ``evaluate``.
@@ -326,8 +346,8 @@ def cross_validate(
     for fold in range(1, folds + 1):
         fold_experiment, run = create(config.load(experiment, [*overrides, f"split/fold = {fold}"]))
         print(f"\nfold {fold} of {folds}")
-        if not train(fold_experiment, run, progress):
-            return None
+        if status := train(fold_experiment, run, progress):
+            return status
         protocol = fold_experiment.protocol
         folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
         if not is_current(folder / "metrics.json", run, fold_experiment):

@@ -17,7 +17,13 @@ __all__ = ["solve"]
 
 @torch.no_grad()
 def solve(
-    experiment: Experiment, run: Run, setup: Setup, state: State, tracker: Tracker, progress: bool = True
+    experiment: Experiment,
+    run: Run,
+    setup: Setup,
+    state: State,
+    tracker: Tracker,
+    scaler: torch.amp.GradScaler,  # type: ignore[name-defined]
+    progress: bool = True,
 ) -> None:
     """Solve for each strength, keep the best on validation, and solve again on both parts where the model says so.
 
@@ -48,6 +54,6 @@ def solve(
         both = setup.reader.whole([*setup.train, *setup.validation]).to(setup.weights.device)
         model.solve(both, setup.weights, best)
         save(run.best, experiment, run, state, setup)
-    save(run.last, experiment, run, state, setup, resumable=True)
+    save(run.last, experiment, run, state, setup, scaler)
     plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
     tracker.close()

@@ -85,8 +85,10 @@ class SpeakerPool:
         if self.time_axis is None:
             return 1, value, value.square()
         value = value.movedim(self.time_axis, 0)
-        self.sums[clip.clip] = (len(value), value.sum(0), value.square().sum(0))
-        return self.sums[clip.clip]
+        sums = len(value), value.sum(0), value.square().sum(0)
+        if value.dim() <= 2:  # of many layers they would fill the memory
+            self.sums[clip.clip] = sums
+        return sums
 
 
 class Memory:

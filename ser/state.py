@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ser import checkpoints
+from ser import checkpoints, dist
 from ser.errors import UserError, some
 from ser.evaluation import Predictions
-from ser.experiment import Experiment, Run
+from ser.experiment import Experiment, Run, Training
 from ser.optim import kept
 from ser.protocol import Protocol
 from ser.workbench import Setup
@@ -28,6 +28,9 @@ class State:
         batch: batches of it that are done.
         step: optimiser steps so far.
         best_uar, best_epoch: of validation; -1 before the first.
+        smoothed, best_smoothed: validation UAR over the epochs so far, as ``train/smoothing`` weighs them, and the
+            highest that it was; -1 before the first.
+        skipped: steps in a row whose loss was not finite.
         losses: training loss of each step of the running epoch.
         train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
         finished: no further step will be made.
@@ -38,10 +41,27 @@ class State:
     step: int = 0
     best_uar: float = -1.0
     best_epoch: int = -1
+    smoothed: float = -1.0
+    best_smoothed: float = -1.0
+    skipped: int = 0
     losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     validation_seconds: float = 0.0
     finished: bool = False
+
+    def improves(self, uar: float, training: Training) -> bool:
+        """Take the validation UAR of an epoch in, and say whether its weights are to be kept.
+
+        With smoothing, an epoch is kept for a moving average that is higher than it was at the best; ``best_uar`` is
+        the epoch's own figure.
+        """
+        before = self.smoothed
+        self.smoothed = uar if before < 0 else training.smoothing * before + (1 - training.smoothing) * uar
+        if training.keep == "last":
+            return True
+        better = self.smoothed > self.best_smoothed
+        self.best_smoothed = max(self.smoothed, self.best_smoothed)
+        return better
 
 
 def epoch_values(state: State, figures: dict, predictions: Predictions) -> dict[str, Any]:
@@ -51,15 +71,29 @@ def epoch_values(state: State, figures: dict, predictions: Predictions) -> dict[
     return {
         "epoch": state.epoch + 1,
         "hours": (state.train_seconds + state.validation_seconds) / 3600,
-        "epoch/train_loss": float(np.mean(state.losses)),
+        "epoch/train_loss": float(np.mean(state.losses)) if state.losses else float("nan"),
         "val/loss": float(-likelihoods.mean()),
         **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
         **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
     }
 
 
-def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setup, resumable: bool = False) -> None:
-    """Write a self-describing checkpoint: the model that answers, or everything to resume from."""
+def save(
+    path: Path,
+    experiment: Experiment,
+    run: Run,
+    state: State,
+    setup: Setup,
+    scaler: torch.amp.GradScaler | None = None,  # type: ignore[name-defined]
+) -> None:
+    """Write a self-describing checkpoint: the model that answers, or with a scaler everything to resume from.
+
+    Every process calls it, since each has random numbers of its own; the main one writes.
+    """
+    resumable = scaler is not None
+    rngs = dist.gathered(random_state()) if resumable else []
+    if not dist.is_main():
+        return
     protocol, encoder = experiment.protocol, setup.model.encoder
     content: dict[str, Any] = {
         "model": kept(setup.model) if resumable or setup.averaged is None else setup.averaged.values,
@@ -70,16 +104,21 @@ def save(path: Path, experiment: Experiment, run: Run, state: State, setup: Setu
         "train_speakers": sorted({clip.speaker for clip in setup.heard}),
         "state": asdict(state),
     }
-    if resumable:
-        rng = {"torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        content |= {"optimizer": setup.optimizer.state_dict(), "rng": rng}
+    if scaler is not None:
+        content |= {"optimizer": setup.optimizer.state_dict(), "rng": rngs, "scaler": scaler.state_dict()}
         if setup.averaged is not None:
             content["averaged"] = setup.averaged.state_dict()
         if setup.embeddings is not None:
             content["embeddings"] = setup.embeddings.values
     checkpoints.save(path, content)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return the state of this process's random numbers."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def protocol_facts(protocol: Protocol) -> dict[str, Any]:
@@ -122,9 +161,15 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             )
 
 
-def restore(run: Run, experiment: Experiment, setup: Setup) -> State:
-    """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them."""
+def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.GradScaler) -> State:  # type: ignore[name-defined]
+    """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them.
+
+    Raises:
+        UserError: other settings, data or weights, or another number of processes.
+    """
     content = checkpoints.load(run.last)
+    if content["format"] < checkpoints.FORMAT:
+        raise UserError(f"{run.last}: begun by an earlier ser, which cannot be resumed; remove the folder, train again")
     check_unchanged(run, experiment, content, run.last)
     checkpoints.restore(setup.model, content["model"], run.last)
     setup.optimizer.load_state_dict(content["optimizer"])
@@ -133,9 +178,17 @@ def restore(run: Run, experiment: Experiment, setup: Setup) -> State:
         setup.averaged.load_state_dict(content["averaged"])
     if setup.embeddings is not None:
         setup.embeddings.values = content["embeddings"]
-    torch.set_rng_state(content["rng"]["torch"])
-    if "cuda" in content["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(content["rng"]["cuda"])
+    if (made := len(content["rng"])) != dist.world_size():
+        raise UserError(
+            f"{run.last}: of {made} processes, now {dist.world_size()}; go on with as many: just gpus={made} resume "
+            f"{run.folder.name}"
+        )
+    if content["scaler"]:
+        scaler.load_state_dict(content["scaler"])
+    own = content["rng"][dist.rank()]
+    torch.set_rng_state(own["torch"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
     return State(**content["state"])
 
 

@@ -72,7 +72,7 @@ class WaveEncoder(Encoder):
 
     @property
     def convolutions(self) -> list[nn.Module]:
-        """The strided convolutions; what is masked in pretraining goes with them."""
+        """The strided convolutions."""
         return [self.model.feature_extractor]
 
     @property
@@ -223,7 +223,9 @@ class Attend:
         self.mask = None if bool(mask.all()) else mask[:, None, None]  # [B, 1, 1, T]
         self.norm_first = norm_first
         frames = mask.shape[1]
-        self.positions = encoder.layers[0].attention.compute_bias(frames, frames)[None] if wavlm else None
+        self.positions = None
+        if wavlm and len(encoder.layers):
+            self.positions = encoder.layers[0].attention.compute_bias(frames, frames)[None]
 
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """Return the layer's output [B, T, D]."""

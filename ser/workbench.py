@@ -68,25 +68,54 @@ class Setup:
             shares = (rare / rare.sum()).tolist()
         return shuffled(len(self.train), training.batch_size, seed, epoch, lengths, shares)
 
-    def crops(self, order: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the training batches of ``order`` on the device."""
+    def pieces(self, order: Sequence[np.ndarray], experiment: Experiment, epoch: int) -> Iterator[list[Batch]]:
+        """Yield this process's parts of each batch of ``order``, on the device.
+
+        A part brings the clips before it along, as many as operations mix clips of a batch with their neighbours, so
+        that each clip meets the same neighbour however a batch is divided.
+        """
+        accumulate = experiment.training.accumulate
+        company = len(experiment.augment.of_kind("batch"))
         for rows in order:
-            batch = self.reader.crops([self.train[row] for row in rows], self.crop, seed, epoch)
-            yield batch.to(self.weights.device)
+            parts = np.array_split(np.arange(len(rows)), accumulate * dist.world_size())
+            own = parts[dist.rank() * accumulate : (dist.rank() + 1) * accumulate]
+            batches = []
+            for places in own:
+                guests = min(company, len(rows) - len(places)) if len(places) else 0
+                chosen = rows[(np.arange(-guests, len(places)) + places[0]) % len(rows)] if len(places) else places
+                batch = self.piece([self.train[row] for row in chosen], guests, experiment.seed, epoch)
+                if batch is not None:
+                    batches.append(batch)
+            yield batches
+
+    def piece(self, clips: list[Clip], guests: int, seed: int, epoch: int) -> Batch | None:
+        """Return a part of a batch, or None where none of its clips can be read."""
+        known = self.reader.readable(clips)
+        there = {clip.clip for clip in known}
+        guests = sum(clip.clip in there for clip in clips[:guests])
+        if len(known) <= guests:
+            return None
+        batch = self.reader.crops(known, self.crop, seed, epoch)
+        batch.guests = guests
+        return batch.to(self.weights.device)
 
     def validate(self, experiment: Experiment) -> evaluation.Predictions:
         """Predict the validation part."""
         precision = experiment.training.precision
         with self.answering():
-            return evaluation.predict(self.model, experiment.features, self.reader, self.validation, precision)
+            return evaluation.predict(
+                self.model, experiment.features, self.reader, self.validation, precision,
+                company=experiment.protocol.members["val"],
+            )  # fmt: skip
 
 
-def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
+def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     """Open the data, check it against the model, and bring everything to the device.
 
     Args:
         experiment: what to train.
-        fit_norm: give the model the statistics of the training part; a checkpoint brings its own.
+        fresh: give the model what it begins with, statistics of the training part among it; a checkpoint brings its
+            own.
 
     Raises:
         UserError: no clips, no features, or a label that the model does not know.
@@ -97,10 +126,11 @@ def set_up(experiment: Experiment, fit_norm: bool = True) -> Setup:
     train, validation = protocol.part("train"), protocol.part("val")
     reader = open_reader(experiment)
     check_labels([*train, *validation], reader.labels)
-    if fit_norm:
+    experiment.features.front_end.to(device)
+    if fresh:
+        experiment.model.begin()
         fit_input_norm(experiment, reader, train)
     model = experiment.model.to(device)
-    experiment.features.front_end.to(device)
     counts = reader.targets(train).sum(0)
     weights = class_weights(counts, experiment.loss.class_weights).to(device)
     seconds, decay = experiment.training.crop_seconds, experiment.training.average
@@ -124,20 +154,22 @@ def open_reader(experiment: Experiment) -> ClipReader:
     source = open_source(experiment.features, protocol.table)
     enrolled = None
     if normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs":
-        enrolled = [*protocol.part("train"), *protocol.part("val")]
-    return ClipReader(source, experiment.model.labels, protocol.soft_target, enrolled)
+        enrolled = [*protocol.members["train"], *protocol.members["val"]]
+    skip = experiment.training.unreadable == "skip"
+    return ClipReader(source, experiment.model.labels, protocol.soft_target, enrolled, skip=skip)
 
 
 def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[Clip]) -> None:
     """Give the model's corpus normalisation the statistics of the training part."""
+    features, device = experiment.features, dist.device()
 
     def frames() -> Iterator[Tensor]:
         for clip in clips:
             value = reader.read(clip).float()
-            if experiment.features.cached:
-                yield value if reader.source.time_axis is None else value.movedim(reader.source.time_axis, 0)
-            else:
-                yield experiment.features.frames(value[None], torch.tensor([len(value)]))[0][0]
+            if not features.cached:
+                lengths = torch.tensor([len(value)], device=device)
+                value = features.frames(value[None].to(device), lengths)[0][0].cpu()
+            yield value if features.front_end.kind == "statistics" else value.movedim(-2, 0)
 
     for module in experiment.model.modules():
         if isinstance(module, InputNorm) and module.fitted:

@@ -124,6 +124,8 @@ class StopAfter:
         return False
 
     @property
-    def requested(self) -> bool:
+    def signal(self) -> int:
         self.steps -= 1
-        return self.steps < 0
+        return 2 if self.steps < 0 else 0
+
+    status = 130

@@ -126,6 +126,14 @@ def test_with_prompts_a_clip_is_the_same_alone_in_a_batch_and_beyond_thirty_seco
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", TOP)
+def test_no_layer_at_all_leaves_what_goes_into_the_first(sources, family):
+    adapted = Adapted(sources[family], layers=[0]).eval()
+    inputs = heard(adapted)
+    torch.testing.assert_close(adapted(*inputs)[0], next(sources[family].load().run(*inputs)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", TOP)
 def test_a_chosen_layer_is_that_state_and_what_is_above_is_gone(sources, family):
     plain = sources[family].load()
     adapted = Adapted(sources[family], layers=[2]).eval()
@@ -192,6 +200,7 @@ def test_it_names_its_encoder(sources):
         ("whisper", {"layers": [9]}, "states from 0 to 3"),
         ("whisper", {"layers": []}, "rising order"),
         ("whisper", {"layers": [0], "lora": 2}, "keeps no layer"),
+        ("whisper", {"layers": [0], "tune": None}, "keeps no layer"),
         ("whisper", {"prompts": 2, "prompt_depth": 7}, "prompt/depth is 7"),
         ("whisper", {"prompts": -1}, "none below 0"),
         ("whisper", {"decay": 1.5}, "a decay up to 1"),

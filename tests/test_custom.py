@@ -53,7 +53,7 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
     assert {row["emotion"] for row in rows} == {"angry", "happy", "sad"}
     assert {row["clip"] for row in rows} >= {"people_p3_clip 3"}
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
-    assert runs.train(experiment, run, progress=False)
+    assert runs.train(experiment, run, progress=False) == 0
     _, metrics = runs.evaluate("last", progress=False)
     assert metrics["speaker_independent"] is True
     assert metrics["tags"] == []
@@ -64,7 +64,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path):
     phases("custom", own_corpus(tmp_path / "mine", speakers=False))
     assert "60 clips without a speaker" in " ".join(read_json(home / "data/custom/verify.json")["notes"])
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
-    assert runs.train(experiment, run, progress=False)
+    assert runs.train(experiment, run, progress=False) == 0
     folder, metrics = runs.evaluate("last", progress=False)
     assert metrics["speaker_independent"] is False
     assert metrics["tags"] == ["speakers-unknown"]
@@ -125,7 +125,7 @@ def test_a_table_too_small_to_split_can_still_be_scored_on(trained_home, tmp_pat
     table = tmp_path / "few/T.CSV"
     table.write_text("\n".join(lines) + "\n")
     experiment, run = runs.create(config.load("ravdess_ecapa", SMALL))
-    assert runs.train(experiment, run, progress=False)
+    assert runs.train(experiment, run, progress=False) == 0
     data = trained_home / "data"
     original = data.resolve()
     data.unlink()

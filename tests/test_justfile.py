@@ -16,7 +16,8 @@ ARGUMENTS = {
     "verify": ["demo"], "metadata": ["demo"], "split": ["demo", "holdout"], "histogram": ["demo"],
     "prepare": ["demo"], "extract": ["demo", "logmel80"], "show": ["demo_ecapa"], "dry-run": ["demo_ecapa"],
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
-    "cross": ["last", "demo"], "compare": ["last", "last"], "bench": ["startup"], "probe": ["ravdess", "whisper_tiny_en"],
+    "cross": ["last", "demo"], "compare": ["last", "last"], "bench": ["startup"],
+    "probe": ["ravdess", "whisper_tiny_en"],
 }  # fmt: skip
 
 

@@ -386,6 +386,15 @@ def test_a_cosine_head_sees_directions_only():
     torch.testing.assert_close(head(7 * x), expected)
 
 
+def test_a_cosine_head_keeps_its_precision_under_autocast():
+    head, x = CosineHead(16, 3, scale=30.0), torch.randn(4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(x), head(x.clone()))
+        half = head(x)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, head(x))
+
+
 def test_prompts_stand_in_front_are_replaced_and_then_left():
     prompts = Prompts(2, 4, depth=2)
     x = torch.randn(3, 5, 4)

@@ -155,7 +155,7 @@ def test_turning_the_features_is_exact():
 
 def train(*overrides: str) -> tuple:
     experiment, run = runs.create(config.load("ravdess_stats_probe", [QUIET, *overrides]))
-    assert runs.train(experiment, run, progress=False)
+    assert runs.train(experiment, run, progress=False) == 0
     return experiment, run
 
 

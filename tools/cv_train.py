@@ -2,7 +2,7 @@
 
 import argparse
 
-from ser.errors import EXIT_INTERRUPTED, tool
+from ser.errors import tool
 
 
 @tool
@@ -15,8 +15,8 @@ def main() -> int | None:
     from ser import reporting, runs
 
     done = runs.cross_validate(arguments.experiment, arguments.overrides)
-    if done is None:
-        return EXIT_INTERRUPTED
+    if isinstance(done, int):
+        return done
     print(reporting.evaluation(*done))
     return None
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ser.errors import EXIT_INTERRUPTED, UserError, tool
+from ser.errors import UserError, tool
 
 
 @tool
@@ -30,15 +30,16 @@ def main() -> int | None:
         dry_run(config.build(config.load(arguments.experiment, arguments.overrides)))
         return None
 
-    from ser import runs
+    from ser import dist, runs
 
-    if arguments.resume:
-        if arguments.overrides:
-            raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
-        experiment, run = runs.reopen(arguments.experiment)
-    else:
-        experiment, run = runs.create(config.load(arguments.experiment, arguments.overrides))
-    return None if runs.train(experiment, run) else EXIT_INTERRUPTED
+    if arguments.resume and arguments.overrides:
+        raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
+    with dist.group():
+        if arguments.resume:
+            experiment, run = runs.reopen(arguments.experiment)
+        else:
+            experiment, run = runs.create(config.load(arguments.experiment, arguments.overrides))
+        return runs.train(experiment, run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""One step of training: forward and backward over the parts of a batch, gradients of all processes, one update.
+
+A step's loss is the weighted mean over all clips of the batch, whatever parts and processes they are in: sums and
+weights are added up, and divided once. Statistics that models keep of their batches are averaged over processes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ser import dist
+from ser.batches import Batch
+from ser.errors import UserError, some
+from ser.experiment import Experiment
+from ser.workbench import Setup
+
+__all__ = ["SKIPS", "Stepper", "check_finite"]
+
+SKIPS = 5  # steps in a row whose loss is not finite, before training stops
+
+
+class Stepper:
+    """Makes the steps of a run.
+
+    Args:
+        experiment: of the run.
+        setup: its model and optimiser.
+
+    Raises:
+        UserError: fp16 without a GPU, or speakers' embeddings over several processes.
+    """
+
+    def __init__(self, experiment: Experiment, setup: Setup):
+        self.experiment, self.setup = experiment, setup
+        self.device = setup.weights.device
+        precision = experiment.training.precision
+        if precision == "fp16" and self.device.type == "cpu":
+            raise UserError("train/precision is 'fp16', which needs a GPU; set 'train/precision = \"bf16\"'")
+        if setup.embeddings is not None and dist.world_size() > 1:
+            raise UserError("normalisation of embeddings by speaker needs one process; set gpus=1")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where there is one
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
+        self.trained = [p for p in setup.model.parameters() if p.requires_grad]
+
+    def step(
+        self, parts: Sequence[Batch], epoch: int, factor: float, stop: Callable[[], int] = lambda: 0
+    ) -> dict[str, Any]:
+        """Make one step.
+
+        Args:
+            parts: this process's parts of the batch; none where its clips could not be read.
+            epoch: counted from 0.
+            factor: on the learning rate.
+            stop: asked once for the signal that this process was sent; 0 for none.
+
+        Returns:
+            What the log wants to know, and ``stop`` of all processes. ``train/skipped`` says that the loss was not
+            finite and nothing was learned.
+        """
+        optimizer, training = self.setup.optimizer, self.experiment.training
+        lr = self.experiment.optimizer.lr * factor
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        optimizer.zero_grad(set_to_none=True)
+        before = [buffer.clone() for buffer in self.buffers()]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in parts:
+            total, share = self.forward(batch, epoch)
+            self.scaler.scale(total / training.batch_size).backward()
+            sums[0] += total.detach()
+            sums[1] += share
+        sums[2] = stop()
+        sums = self.add_up(sums)
+        loss, weight = (sums[0] / sums[1]).item(), sums[1].item()
+        for parameter in self.trained:
+            if parameter.grad is not None:
+                parameter.grad.mul_(training.batch_size / weight)
+        self.scaler.unscale_(optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.trained, training.clip_norm))
+        values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "stop": int(sums[2])}
+        finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
+        if not finite:
+            optimizer.zero_grad(set_to_none=True)
+            for buffer, value in zip(self.buffers(), before, strict=True):
+                buffer.copy_(value)
+            return values | {"train/skipped": 1}
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.setup.averaged is not None:
+            self.setup.averaged.update()
+        return values
+
+    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Augment, and return the sum of the clips' losses and of their weights."""
+        experiment, model, seed = self.experiment, self.setup.model, self.experiment.seed
+        augment, features, inputs = experiment.augment, experiment.features, batch.inputs
+        if not features.cached:
+            inputs = augment.clipwise("sound", inputs, batch.lengths, seed, epoch, batch.names)
+        frames, lengths = features.frames(inputs, batch.lengths)
+        frames = augment.clipwise("features", frames, lengths, seed, epoch, batch.names)
+        frames, targets = augment.across(frames, batch.targets, seed, epoch, batch.names)
+        own = slice(batch.guests, None)
+        frames, lengths, targets, clips = frames[own], lengths[own], targets[own], batch.clips[own]
+        with dist.autocast(self.device, experiment.training.precision):
+            if self.setup.embeddings is None:
+                logits = model(frames, lengths, None if batch.speakers is None else batch.speakers.rows(own))
+            else:
+                embedding = model.embed(frames, lengths)
+                known = self.setup.embeddings.of(clips, embedding, f"{seed}/{epoch}/")
+                logits = model.classify(embedding, known)
+        return experiment.loss.parts(logits, targets, self.setup.weights, self.setup.prior)
+
+    def buffers(self) -> list[Tensor]:
+        """Return the statistics that the model keeps of its batches."""
+        return [buffer for buffer in self.setup.model.buffers() if buffer.is_floating_point()]
+
+    def add_up(self, sums: Tensor) -> Tensor:
+        """Add up sums and gradients over all processes and average statistics, in one exchange."""
+        if dist.world_size() == 1:
+            return sums
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        shared = [p.grad for p in self.trained if p.grad is not None] + self.buffers()
+        shares = [1.0] * len(self.trained) + [1 / dist.world_size()] * (len(shared) - len(self.trained))
+        kind = torch.float64 if any(value.dtype == torch.float64 for value in shared) else torch.float32
+        flat = dist.added(torch.cat([value.flatten().to(kind) for value in shared]))
+        for value, share, piece in zip(shared, shares, flat.split([v.numel() for v in shared]), strict=True):
+            value.copy_(piece.view_as(value) * share)
+        return dist.added(sums)
+
+
+def check_finite(skipped: int, parts: Sequence[Batch], values: dict[str, Any]) -> None:
+    """Raise a UserError after ``SKIPS`` steps in a row whose loss was not finite, with the clips of the last."""
+    if skipped >= SKIPS:
+        names = [name for batch in parts for name in batch.names[batch.guests :]]
+        raise UserError(
+            f"{skipped} steps in a row had loss {values['train/loss']}, gradient norm {values['train/grad_norm']}; the "
+            f"last in a batch of {some(names, 64)}; lower train/lr, or look at these clips"
+        )
