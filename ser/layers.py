@@ -23,6 +23,7 @@ __all__ = [
     "Speakers",
     "attended_mean_std",
     "clip_mask",
+    "full",
     "masked_mean_std",
     "normalises_by_speaker",
     "pad_reflect",
@@ -51,6 +52,11 @@ class Speakers:
     def rows(self, which: slice) -> "Speakers":
         """Return what is known for some of the clips."""
         return Speakers(self.count[which], self.mean[which], self.std[which])
+
+
+def full(x: Tensor) -> Tensor:
+    """Return x in float32 at least."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def clip_mask(lengths: Tensor, frames: int) -> Tensor:
@@ -202,7 +208,7 @@ class RunningNorm(InputNorm):
 
     def forward(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:  # type: ignore[override]
         """Return normalised embeddings x [B, E], in float32."""
-        x = x.float()
+        x = full(x)
         if self.kind == "none":
             return x
         if self.training:
@@ -261,7 +267,7 @@ def attended_mean_std(
     Returns:
         Two of [B, D].
     """
-    x, scores = x.float(), scores.float()
+    x, scores = full(x), full(scores)
     outside = ~clip_mask(lengths, x.shape[time]).unsqueeze(3 - time)
     weights = scores.masked_fill(outside, -torch.inf).softmax(time)
     mean = (weights * x).sum(time, keepdim=True)
@@ -289,7 +295,7 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Pool x [B, T, D] to [B, 2D]; what lies after a clip's end is ignored."""
         x = x.masked_fill(~clip_mask(lengths, x.shape[1])[..., None], 0)
-        clip = torch.cat(masked_mean_std(x.float(), lengths), 1)
+        clip = torch.cat(masked_mean_std(full(x), lengths), 1)
         # The clip's part of the sum is the same for all frames, so it is multiplied once.
         hidden = self.frame(x) + self.clip(clip)[:, None]
         return torch.cat(attended_mean_std(x, self.score(hidden.tanh()), lengths), 1)

@@ -1,0 +1,198 @@
+"""Several processes train as one does, an interruption included; one that dies takes the others along."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT
+
+from ser import checkpoints
+
+GIN = """include 'gin/base.gin'
+include 'gin/data/demo.gin'
+include 'gin/features/logmel80.gin'
+include 'gin/augment/light.gin'
+
+experiment.Experiment.model = @hubert_attn.HubertAttn()
+hubert_attn.HubertAttn.dropout = 0.0
+hubert_attn.HubertAttn.hidden = 12
+hubert_attn.HubertAttn.labels = @labels.label_set()
+hubert_attn.HubertAttn.width = %mel/bands
+labels.label_set.corpus = %data/corpus
+track/wandb = 'off'
+train/batch_size = 12
+train/class_weights = 'inverse'
+train/crop_seconds = 0.5
+train/epochs = 3
+"""
+
+# Twenty steps of plain gradient descent in double precision; every process writes its losses, weights and predictions.
+STEPS = """
+import json, sys, torch
+from ser import config, dist
+from ser.steps import Stepper
+from ser.workbench import set_up
+
+with dist.group():
+    experiment = config.build(config.load(sys.argv[1], sys.argv[2:]))
+    setup = set_up(experiment)
+    setup.model.double().train()
+    groups = [{"params": [p for p in setup.model.parameters()], "scale": 1.0, "lr": 0.1}]
+    object.__setattr__(setup, "optimizer", torch.optim.SGD(groups, lr=0.1))
+    object.__setattr__(setup, "averaged", None)
+    setup.weights.data = setup.weights.double()
+    stepper, losses = Stepper(experiment, setup), []
+    plan = [(e, rows) for e in range(9) for rows in setup.order(experiment.training, 1, e)][:20]
+    for epoch, rows in plan:
+        (parts,) = setup.pieces([rows], experiment, epoch)
+        losses.append(stepper.step(parts, epoch, 100.0)["train/loss"])
+    weights = torch.cat([p.detach().flatten() for p in setup.model.parameters()])
+    validation = setup.validate(experiment)
+    result = [losses, weights.tolist(), validation.logits.tolist(), validation.clips]
+    open(f"{sys.argv[1]}.{dist.rank()}", "w").write(json.dumps(result))
+"""
+
+
+def launch(processes: int, *arguments: object) -> subprocess.Popen:
+    """Start a Python program in so many processes, as `just gpus=N` does."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, env=dict(os.environ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def experiment(trained_home) -> Path:
+    path = trained_home / "demo_attn.gin"
+    path.write_text(GIN)
+    return path
+
+
+def twenty_steps(experiment: Path, processes: int, *overrides: str) -> list:
+    script = experiment.with_name("steps.py")
+    script.write_text(STEPS)
+    process = launch(processes, script, experiment, *overrides)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    results = [json.loads(Path(f"{experiment}.{rank}").read_text()) for rank in range(processes)]
+    assert all(result == results[0] for result in results), "every process has the same weights and predictions"
+    return results[0]
+
+
+def test_two_processes_and_parts_of_a_batch_follow_one_process(experiment):
+    losses, weights, logits, clips = twenty_steps(experiment, 1)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+    assert len(set(clips)) == len(clips)
+    for processes, overrides in ((2, ()), (1, ("train/accumulate = 3",)), (2, ("train/accumulate = 2",))):
+        other = twenty_steps(experiment, processes, *overrides)
+        torch.testing.assert_close(torch.tensor(other[0]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(other[1]), torch.tensor(weights), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(other[2]), torch.tensor(logits), rtol=1e-5, atol=1e-5)
+        assert other[3] == clips, "no clip is predicted twice or left out"
+
+
+def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen:
+    return launch(processes, "tools/train.py", experiment, *overrides)
+
+
+def workers(experiment: Path) -> list[int]:
+    """Return the processes that train an experiment; torchrun, which started them, is not among them."""
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in listed.splitlines() if str(experiment) in line and "torch.distributed" not in line]
+    return [int(line.split()[0]) for line in lines]
+
+
+def folder_of(home: Path) -> Path:
+    (folder,) = [path for path in (home / "outputs").iterdir() if path.is_dir()]
+    return folder
+
+
+def wait_for_step(home: Path, step: int) -> None:
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        logs = list(home.glob("outputs/*/log.jsonl"))
+        if logs and any(f'"step": {step}' in line for line in logs[0].read_text().splitlines()):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run does not get on")
+
+
+def timeless(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "hours"} for line in lines]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (checkpoints.load(folder / "checkpoints/last.pt") for folder in (one, other))
+    parts = [part for part in ("model", "averaged") if part in first]
+    return all(torch.equal(first[part][name], second[part][name]) for part in parts for name in first[part])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home, processes):
+    dropout = ["hubert_attn.HubertAttn.dropout = 0.2", "Tracking.every = 1", "train/epochs = 12"]
+    straight = train(processes, experiment, *dropout)
+    out, err = straight.communicate(timeout=200)
+    assert straight.returncode == 0, err[-3000:]
+    kept = trained_home / "straight"
+    folder_of(trained_home).rename(kept)
+    (trained_home / "outputs/last").unlink()
+    log = timeless(kept)
+
+    killed = train(processes, experiment, *dropout)
+    wait_for_step(trained_home, log[-1]["step"] // 3)
+    for number in [killed.pid, *workers(experiment)]:
+        os.kill(number, signal.SIGKILL)
+    killed.communicate(timeout=60)
+    resumed = train(processes, experiment, *dropout)
+    out, err = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, err[-3000:]
+    assert "resuming" in out
+    assert timeless(folder_of(trained_home)) == log
+    assert same_weights(folder_of(trained_home), kept)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_may_stop_a_run_and_start_it_again(experiment, trained_home, number):
+    long = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
+    process = train(1, experiment, *long)
+    wait_for_step(trained_home, 5)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "go on with: just resume" in out
+    assert checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"] >= 5
+
+
+def test_when_one_process_dies_all_end_and_the_checkpoint_is_whole(experiment, trained_home):
+    long = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
+    process = train(2, experiment, *long)
+    wait_for_step(trained_home, 20)
+    started = time.monotonic()
+    os.kill(max(workers(experiment)), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert process.returncode not in (0, None)
+    checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
+
+
+def test_another_number_of_processes_is_refused(experiment, trained_home):
+    short = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
+    process = train(2, experiment, *short)
+    wait_for_step(trained_home, 20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    alone = train(1, experiment, *short)
+    _, err = alone.communicate(timeout=60)
+    assert alone.returncode == 2
+    assert "of 2 processes, now 1; go on with as many: just gpus=2 resume" in err
