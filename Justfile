@@ -172,6 +172,12 @@ summary: _install
 test *ARGS: _install
     @'{{ python }}' -m pytest "$@"
 
+# kill training and extraction at random moments, and compare what they end with
+[group('upkeep')]
+[no-cd]
+crash-test *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/crash_test.py' "$@"
+
 # style and types
 [group('upkeep')]
 lint: _install

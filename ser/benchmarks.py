@@ -20,7 +20,7 @@ from ser.files import PROJECT, outputs_folder, write_json
 from ser.measuring import Row, compare, limited, peak_gib
 from ser.tracking import environment
 
-__all__ = ["BENCHMARKS", "run"]
+__all__ = ["BENCHMARKS", "prepared_demo", "run"]
 
 
 def startup() -> list[Row]:

@@ -164,7 +164,7 @@ def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[C
     features, device = experiment.features, dist.device()
 
     def frames() -> Iterator[Tensor]:
-        for clip in clips:
+        for clip in reader.readable(clips):
             value = reader.read(clip).float()
             if not features.cached:
                 lengths = torch.tensor([len(value)], device=device)

@@ -8,7 +8,11 @@ from conftest import StopAfter, command, one_error_line
 
 from ser import checkpoints, config, runs, training
 from ser.errors import UserError
+from ser.extraction import extract
+from ser.files import read_csv
+from ser.metadata import read_table
 from ser.training import dry_run
+from ser.workbench import set_up
 
 PROMPT = "ravdess_whisper_prompt_tiny"
 QUICK = ["track/wandb = 'off'", "train/epochs = 2", "train/batch_size = 32", "train/precision = 'float32'"]
@@ -153,3 +157,30 @@ def test_the_log_of_a_tuned_encoder_says_the_rate_of_the_rest(encoded, trained_h
     assert max(line.get("train/lr", 0) for line in lines) == pytest.approx(1e-3)
     groups = checkpoints.load(run.last)["optimizer"]["param_groups"]
     assert {round(group["scale"], 6) for group in groups} == {1.0, 0.2}
+
+
+def test_which_clips_of_a_speaker_count_does_not_depend_on_their_labels(encoded, trained_home):
+    """Left-out emotions are no figure's business, but their sound tells of the speaker all the same."""
+    settings = ["track/wandb = 'off'", "stats/normalisation = 'speaker'"]
+    built, run = runs.create(config.load("crema_d_stats_probe", settings))
+    assert runs.train(built, run, progress=False) == 0
+    answers = []
+    for calm in ("neutral", "leave_out"):
+        folder, metrics = runs.cross(str(run.folder), "ravdess", calm, progress=False)
+        rows = [row for _, row in read_csv(folder / "predictions.csv", ("clip",))]
+        answers.append({row["clip"]: [row[name] for name in row if name.startswith("p_")] for row in rows})
+        assert "speaker-normalised" in metrics["tags"]
+    assert set(answers[1]) < set(answers[0])
+    assert all(answers[0][clip] == value for clip, value in answers[1].items())
+
+
+def test_frames_of_several_layers_are_normalised_alike_stored_or_not(encoded, trained_home):
+    quick = ["track/wandb = 'off'", "train/epochs = 1"]
+    norms = []
+    for cached in (True, False):
+        built = config.build(config.load("ravdess_hubert_attn_tiny", [*quick, f"Features.cached = {cached}"]))
+        if cached:
+            extract(read_table("ravdess"), built.features, progress=False)
+        norms.append(set_up(built).model.norm)
+    torch.testing.assert_close(norms[0].mean, norms[1].mean, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(norms[0].std, norms[1].std, rtol=1e-2, atol=1e-2)

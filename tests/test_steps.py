@@ -1,0 +1,150 @@
+"""Steps: what is skipped leaves no trace, what is divided adds up, and what chooses among epochs."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, one_error_line
+
+from ser import checkpoints, config, runs
+from ser.errors import UserError
+from ser.experiment import Training
+from ser.features import store_folder
+from ser.state import State
+from ser.steps import SKIPS, Stepper, check_finite
+from ser.tracking import read_log
+from ser.workbench import set_up
+
+SMALL = [
+    "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
+    "train/batch_size = 8", "Tracking.every = 1",
+]  # fmt: skip
+
+
+def make(*overrides: str):
+    experiment = config.build(config.load("demo_ecapa", [*SMALL, *overrides]))
+    setup = set_up(experiment)
+    setup.model.train()
+    return experiment, setup, Stepper(experiment, setup)
+
+
+def pieces(experiment, setup, epoch: int = 0):
+    return list(setup.pieces(setup.order(experiment.training, 1, epoch), experiment, epoch))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so(trained_home):
+    experiment, setup, stepper = make()
+    good, bad, *_ = pieces(experiment, setup)
+    stepper.step(good, 0, 1.0)
+    before = {name: value.clone() for name, value in setup.model.state_dict().items() if value.is_floating_point()}
+    averaged = {name: value.clone() for name, value in setup.averaged.values.items()}
+    bad[0].inputs[3, 10] = torch.nan
+    values = stepper.step(bad, 0, 1.0)
+    assert values["train/skipped"] == 1
+    assert not np.isfinite(values["train/loss"])
+    for name, value in before.items():
+        assert torch.equal(setup.model.state_dict()[name], value), name
+    assert all(torch.equal(setup.averaged.values[name], value) for name, value in averaged.items())
+    assert "train/skipped" not in stepper.step(good, 0, 1.0)
+
+
+def test_after_a_few_such_steps_in_a_row_the_clips_are_named(trained_home):
+    experiment, setup, stepper = make()
+    parts = pieces(experiment, setup)[0]
+    parts[0].inputs[:] = torch.inf
+    for skipped in range(1, SKIPS):
+        check_finite(skipped, parts, stepper.step(parts, 0, 1.0))
+    with pytest.raises(UserError) as caught:
+        check_finite(SKIPS, parts, stepper.step(parts, 0, 1.0))
+    assert all(name in str(caught.value) for name in parts[0].names[parts[0].guests :])
+
+
+def test_the_log_of_a_run_says_what_was_skipped(trained_home, monkeypatch):
+    original, calls = Stepper.forward, []
+
+    def now_and_then(self, batch, epoch):
+        total, weight = original(self, batch, epoch)
+        calls.append(0)
+        return (total * torch.nan if len(calls) in (2, 4) else total), weight
+
+    monkeypatch.setattr(Stepper, "forward", now_and_then)
+    experiment, run = runs.create(config.load("demo_ecapa", SMALL))
+    assert runs.train(experiment, run, progress=False) == 0
+    lines = read_log(run.folder)
+    assert [line["step"] for line in lines if line.get("train/skipped")] == [2, 4]
+    assert checkpoints.load(run.last)["state"]["skipped"] == 0
+
+
+def test_half_precision_with_loss_scaling_needs_a_gpu(trained_home):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    line = one_error_line(command("train.py", "demo_ecapa", *SMALL, "train/precision = 'fp16'", home=trained_home))
+    assert "fp16" in line
+    assert 'train/precision = "bf16"' in line
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_parts_hold_each_clip_of_a_batch_once_and_its_neighbour(trained_home, accumulate):
+    experiment, setup, _ = make(f"train/accumulate = {accumulate}")
+    order = setup.order(experiment.training, 1, 0)
+    for rows, parts in zip(order, setup.pieces(order, experiment, 0), strict=True):
+        assert len(parts) == accumulate
+        wanted = [setup.train[row].clip for row in rows]
+        assert [name for part in parts for name in part.names[part.guests :]] == wanted
+        for part in parts:
+            place = wanted.index(part.names[part.guests])
+            assert part.guests == (1 if accumulate > 1 else 0)
+            assert part.names[0] == wanted[place - 1 if accumulate > 1 else place]
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_a_clip_that_cannot_be_read_is_named_and_by_choice_left_out(prepared, tmp_path, monkeypatch, choice):
+    import shutil
+
+    shutil.copytree(prepared / "data/demo", tmp_path / "data/demo", symlinks=True)
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    experiment, _ = runs.create(config.load("demo_ecapa", [*SMALL, f"train/unreadable = '{choice}'"]))
+    lost = experiment.protocol.part("train")[3].clip
+    path = store_folder("demo", experiment.features) / f"{lost}.npy"
+    path.write_bytes(path.read_bytes()[:100])
+    done = command(
+        "train.py", "demo_ecapa", *SMALL, f"train/unreadable = '{choice}'", "train/epochs = 2", home=tmp_path
+    )
+    if choice == "stop":
+        assert lost in one_error_line(done)
+        return
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("skipped: ") == 1
+    assert lost in done.stderr
+
+
+def choices(uars: list[float], **options) -> list[int]:
+    """Return the epochs that are kept, given validation UARs."""
+    training, state = Training(epochs=9, batch_size=2, crop_seconds=1.0, patience=9, **options), State()
+    return [epoch for epoch, uar in enumerate(uars, start=1) if state.improves(uar, training)]
+
+
+def test_what_is_kept_is_the_best_epoch_a_smoothed_one_or_the_last():
+    uars = [0.3, 0.5, 0.9, 0.5, 0.6, 0.6]
+    assert choices(uars) == [1, 2, 3]
+    assert choices(uars, keep="last") == [1, 2, 3, 4, 5, 6]
+    smoothed, best, wanted = uars[0], uars[0], [1]
+    for epoch, uar in enumerate(uars[1:], start=2):
+        smoothed = 0.8 * smoothed + 0.2 * uar
+        if smoothed > best:
+            best, wanted = smoothed, [*wanted, epoch]
+    assert choices(uars, smoothing=0.8) == wanted == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train/accumulate = 0", "Training.accumulate is 0"),
+        ("train/accumulate = 99", "above the 8 clips of a batch"),
+        ("train/keep = 'worst'", "train/keep is 'worst'"),
+        ("train/unreadable = 'skp'", "did you mean 'skip'"),
+        ("train/smoothing = 1.0", "train/smoothing is 1.0"),
+    ],
+)
+def test_wrong_settings_are_refused(trained_home, override, message):
+    with pytest.raises(UserError, match=message):
+        make(override)
