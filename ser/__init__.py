@@ -6,7 +6,8 @@ ground    annotations, errors, interrupts, files, progress, plots
 basics    labels, audio, layers, interfaces, dist, metrics, stats, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
-signal    mel, augment, packing, wave_encoders, whisper_encoder, encoders
+signal    mel, augment, augment_sound, augment_surroundings, augment_features
+encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training

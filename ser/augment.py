@@ -1,4 +1,4 @@
-"""Augmentation in training: operations on sound, on features and across a batch.
+"""Augmentation in training: what all operations share; ``augment_sound`` and ``augment_features`` hold them.
 
 Each operation has a probability of its own and draws from a generator that depends on (seed, epoch,
 operation, clip) alone, so a clip is changed in the same way in any batch, worker or rank.
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ser.errors import UserError
-from ser.layers import clip_mask
 
-__all__ = ["Augmentation", "ClipRandom", "Gain", "Mixup", "Noise", "SpecAugment", "Speed"]
+__all__ = ["Augmentation", "ClipRandom", "Operation", "check_range"]
 
 
 class ClipRandom:
@@ -41,9 +40,18 @@ class ClipRandom:
         )  # rounding to float32 may reach high itself
         return values if low == high else values.clamp_max(below)
 
-    def normal(self, size: int) -> Tensor:
-        """Return float32 [B, size], standard normal."""
-        return torch.from_numpy(np.stack([g.standard_normal(size, dtype=np.float32) for g in self.generators]))
+    def integers(self, count: int) -> list[int]:
+        """Return a whole number from 0 to below ``count`` for each clip."""
+        return [int(g.integers(count)) for g in self.generators]
+
+    def normal(self, size: int, where: Tensor | None = None) -> Tensor:
+        """Return float32 [B, size], standard normal; zero for the clips that are not asked for, bool [B]."""
+        wanted = [True] * len(self.generators) if where is None else where.tolist()
+        out = torch.zeros(len(wanted), size)
+        for row, (generator, draw) in enumerate(zip(self.generators, wanted, strict=True)):
+            if draw:
+                generator.standard_normal(out=out[row].numpy(), dtype=np.float32)
+        return out
 
     def beta(self, alpha: float) -> Tensor:
         """Return float32 [B] of the symmetric Beta(alpha, alpha)."""
@@ -64,165 +72,6 @@ class Operation:
     def chosen(self, random: ClipRandom) -> Tensor:
         """Return bool [B]: which clips to change."""
         return random.uniform() < self.probability
-
-
-class Noise(Operation):
-    """Add white noise at a signal-to-noise ratio drawn for each clip.
-
-    Args:
-        snr_low: smallest ratio, dB.
-        snr_high: largest ratio, dB.
-        probability: of a clip being changed.
-    """
-
-    kind = "sound"
-
-    def __init__(self, snr_low: float = 5.0, snr_high: float = 30.0, probability: float = 0.5):
-        super().__init__(probability)
-        self.snr_low, self.snr_high = check_range("Noise", "snr", snr_low, snr_high)
-
-    def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
-        """Return sound [B, N] with noise inside each clip; the ratio of powers is exact."""
-        chosen = self.chosen(random)
-        snr = random.uniform(self.snr_low, self.snr_high)
-        mask = clip_mask(lengths, sound.shape[1])
-        noise = random.normal(sound.shape[1]).to(sound) * mask
-        energy, noise_energy = sound.square().sum(1), noise.square().sum(1)
-        scale = (energy / noise_energy.clamp_min(1e-12) * 10 ** (-snr.to(sound) / 10)).sqrt()
-        return sound + noise * (scale * chosen.to(sound))[:, None]
-
-
-class Gain(Operation):
-    """Make each clip louder or softer.
-
-    Args:
-        db_low: smallest gain, dB.
-        db_high: largest gain, dB.
-        probability: of a clip being changed.
-    """
-
-    kind = "sound"
-
-    def __init__(self, db_low: float = -6.0, db_high: float = 6.0, probability: float = 0.5):
-        super().__init__(probability)
-        self.db_low, self.db_high = check_range("Gain", "db", db_low, db_high)
-
-    def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
-        """Return sound [B, N] times one factor a clip."""
-        chosen = self.chosen(random)
-        factor = 10 ** (random.uniform(self.db_low, self.db_high) / 20)
-        return sound * torch.where(chosen, factor, 1.0).to(sound)[:, None]
-
-
-class Speed(Operation):
-    """Play each clip faster or slower, pitch included, at one of some factors (Ko et al. 2015, Interspeech).
-
-    The length stays: a slower clip is cut, a faster one begins again.
-
-    Args:
-        factors: to draw from, each above 0; 1.1 is a tenth faster.
-        probability: of a clip being changed.
-    """
-
-    kind = "sound"
-
-    def __init__(self, factors: Sequence[float] = (0.9, 1.1), probability: float = 0.5):
-        super().__init__(probability)
-        if not factors or not all(0.5 <= factor <= 2 for factor in factors):
-            raise UserError(f"Speed: factors are {list(factors)}; expected one or more from 0.5 to 2")
-        self.factors = tuple(factors)
-
-    def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
-        """Return sound [B, N], resampled by torchaudio."""
-        from torchaudio.functional import resample
-
-        chosen = self.chosen(random).tolist()
-        picks = random.uniform(0, len(self.factors)).long().tolist()
-        out = sound.clone()
-        for row, length in enumerate(lengths.tolist()):
-            if chosen[row]:
-                rate = round(100 * self.factors[picks[row]])
-                needed = -(-length * rate // 100)
-                clip = sound[row, :length].repeat(-(-needed // length))[:needed]
-                out[row, :length] = resample(clip, rate, 100)[:length]
-        return out
-
-
-class SpecAugment(Operation):
-    """Mask stretches of time and bands of frequency (Park et al. 2019, https://arxiv.org/abs/1904.08779).
-
-    What is masked takes the clip's own mean of that band, so that the level of the input is kept.
-
-    Args:
-        time_masks: stretches a clip.
-        time_share: longest stretch, as a share of the clip.
-        band_masks: bands a clip.
-        band_width: widest band, in features.
-        probability: of a clip being changed.
-    """
-
-    kind = "features"
-
-    def __init__(
-        self,
-        time_masks: int = 2,
-        time_share: float = 0.15,
-        band_masks: int = 2,
-        band_width: int = 12,
-        probability: float = 0.5,
-    ):
-        super().__init__(probability)
-        if min(time_masks, band_masks, band_width) < 0 or not 0 <= time_share <= 1:
-            raise UserError(
-                f"SpecAugment: time_masks {time_masks}, time_share {time_share}, band_masks {band_masks}, "
-                f"band_width {band_width}; expected none below 0 and a share up to 1"
-            )
-        self.time_masks, self.time_share = time_masks, time_share
-        self.band_masks, self.band_width = band_masks, band_width
-
-    def __call__(self, x: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
-        """Return x [B, T, D] with parts of the chosen clips masked."""
-        chosen = self.chosen(random).to(x.device)
-        frames = torch.arange(x.shape[1], device=x.device)
-        bands = torch.arange(x.shape[2], device=x.device)
-        masked = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-        for _ in range(self.time_masks):
-            width = random.uniform(0, self.time_share).to(x.device) * lengths
-            start = random.uniform().to(x.device) * (lengths - width)
-            masked |= ((frames >= start[:, None]) & (frames < (start + width)[:, None]))[:, :, None]
-        for _ in range(self.band_masks):
-            width = random.uniform(0, self.band_width).to(x.device)
-            start = random.uniform().to(x.device) * (x.shape[2] - width)
-            masked |= ((bands >= start[:, None]) & (bands < (start + width)[:, None]))[:, None, :]
-        inside = clip_mask(lengths, x.shape[1])[..., None]
-        mean = x.masked_fill(~inside, 0).sum(1, keepdim=True) / lengths[:, None, None]
-        return torch.where(masked & inside & chosen[:, None, None], mean.to(x.dtype), x)
-
-
-class Mixup(Operation):
-    """Mix each clip and its target with the next one of the batch (https://arxiv.org/abs/1710.09412).
-
-    Args:
-        alpha: of the Beta(alpha, alpha) distribution of the mixing weight.
-        probability: of a clip being changed.
-    """
-
-    kind = "batch"
-
-    def __init__(self, alpha: float = 0.4, probability: float = 0.5):
-        super().__init__(probability)
-        if alpha <= 0:
-            raise UserError(f"Mixup: alpha is {alpha}; expected more than 0")
-        self.alpha = alpha
-
-    def __call__(self, x: Tensor, targets: Tensor, random: ClipRandom) -> tuple[Tensor, Tensor]:
-        """Return mixed x [B, ...] and targets [B, C]; both must be unpadded, as training crops are."""
-        chosen = self.chosen(random)
-        own = random.beta(self.alpha)
-        own = torch.where(chosen, torch.maximum(own, 1 - own), 1.0).to(x)  # at least half stays its own
-        share = own.reshape(-1, *[1] * (x.dim() - 1))
-        weight = own[:, None].to(targets)
-        return share * x + (1 - share) * x.roll(1, 0), weight * targets + (1 - weight) * targets.roll(1, 0)
 
 
 class Augmentation:

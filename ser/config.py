@@ -29,11 +29,14 @@ __all__ = ["Config", "build", "compose", "experiments", "load", "load_features",
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
-    "labels", "losses", "protocol", "mel", "augment", "encoders", "features", "adapting", "hubert_attn",
-    "whisper_prompt", "ecapa_tdnn", "stats_probe", "optim", "tracking", "experiment",
+    "labels", "losses", "protocol", "mel", "augment", "augment_sound", "augment_surroundings", "augment_features",
+    "encoders", "features", "adapting", "hubert_attn", "whisper_prompt", "ecapa_tdnn", "stats_probe", "optim",
+    "tracking", "experiment",
 )  # fmt: skip
 NOT_BINDABLE = (
     "Average",
+    "Operation",
+    "check_range",
     "ClipRandom",
     "FeatureStore",
     "LoraLinear",

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from ser.augment import Augmentation, ClipRandom, Gain, Mixup, Noise, SpecAugment, Speed
+from ser.augment import Augmentation, ClipRandom
+from ser.augment_features import Mixup, SpecAugment
+from ser.augment_sound import Clipping, Gain, Pitch, Polarity, Shift, Speed
+from ser.augment_surroundings import BackgroundNoise, Band, LowPass, Noise, RecordedRooms, Reverb
 from ser.errors import UserError
 from ser.layers import clip_mask
 
@@ -26,6 +29,13 @@ CLIPWISE = {
     "noise": (Noise(probability=0.8), "sound", SOUND, SAMPLES),
     "gain": (Gain(probability=0.8), "sound", SOUND, SAMPLES),
     "speed": (Speed(probability=0.8), "sound", SOUND, SAMPLES),
+    "coloured noise": (Noise(tilt_low=0.5, tilt_high=2.0, probability=0.8), "sound", SOUND, SAMPLES),
+    "polarity": (Polarity(probability=0.8), "sound", SOUND, SAMPLES),
+    "shift": (Shift(0.3, probability=0.8), "sound", SOUND, SAMPLES),
+    "reverb": (Reverb(probability=0.8), "sound", SOUND, SAMPLES),
+    "band": (Band(probability=0.8), "sound", SOUND, SAMPLES),
+    "lowpass": (LowPass(probability=0.8), "sound", SOUND, SAMPLES),
+    "clipping": (Clipping(probability=0.8), "sound", SOUND, SAMPLES),
     "specaugment": (SpecAugment(probability=0.8), "features", FEATURES, FRAMES),
 }
 each_clipwise = pytest.mark.parametrize(("operation", "kind", "x", "lengths"), CLIPWISE.values(), ids=CLIPWISE)
@@ -285,3 +295,149 @@ def test_speed_draws_among_its_factors_and_leaves_the_rest():
     peaks = torch.fft.rfft(out[:, :1600]).abs()[:, 1:].argmax(1) + 1
     assert set(peaks.tolist()) == {20, 40, 80}
     assert torch.equal(Speed(probability=0.0)(SOUND, SAMPLES, random()), SOUND)
+
+
+# What a sound goes through
+
+
+def power(x: torch.Tensor, low: float, high: float) -> float:
+    """Return the power of a sound [N] between two frequencies, Hz."""
+    spectrum = torch.fft.rfft(x * torch.hann_window(len(x))).abs().square()
+    hertz = torch.fft.rfftfreq(len(x), 1 / 16_000)
+    return spectrum[(hertz >= low) & (hertz < high)].sum().item()
+
+
+def write(folder, name: str, sound: torch.Tensor) -> None:
+    from ser import audio
+
+    audio.write(folder / name, sound.numpy())
+
+
+def applied(operation, x=SOUND, lengths=SAMPLES, clips=CLIPS):
+    return operation(x, lengths, random(clips=clips))
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0, 2.0])
+def test_noise_falls_with_frequency_as_its_tilt_says(tilt):
+    lengths = torch.tensor([64_000])
+    clean = torch.zeros(1, 64_000)
+    clean[0, 100] = 1.0
+    noise = (applied(Noise(0.0, 0.0, tilt, tilt, probability=1.0), clean, lengths, ["a"]) - clean)[0]
+    drop = power(noise, 200, 400) / power(noise, 3200, 6400) * 16  # bands of 200 and 3200 Hz
+    assert math.log2(drop) / 4 == pytest.approx(tilt, abs=0.25)
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 12.5])
+def test_recorded_noise_has_exactly_the_ratio_that_was_asked_for(tmp_path, snr):
+    generator = torch.Generator().manual_seed(1)
+    for number, size in enumerate((900, 9000)):  # shorter and longer than the clips
+        write(tmp_path / "deep", f"{number}.wav", 0.1 * torch.randn(size, generator=generator).clamp(-3, 3))
+    out = applied(BackgroundNoise(str(tmp_path), snr, snr, probability=1.0))
+    for row, length in enumerate(SAMPLES.tolist()):
+        noise = out[row, :length] - SOUND[row, :length]
+        ratio = 10 * torch.log10(SOUND[row, :length].square().sum() / noise.square().sum())
+        assert ratio.item() == pytest.approx(snr, abs=0.1)
+        assert not out[row, length:].any()
+    assert torch.equal(out, applied(BackgroundNoise(str(tmp_path), snr, snr, probability=1.0)))
+
+
+def test_polarity_turns_the_sign_and_shift_moves_by_whole_samples():
+    assert torch.equal(applied(Polarity(1.0)), -SOUND)
+    out = applied(Shift(0.4, 1.0))
+    for row, length in enumerate(SAMPLES.tolist()):
+        clip, moved = SOUND[row, :length], out[row, :length]
+        fits = [
+            shift
+            for shift in range(-length * 4 // 10 - 1, length * 4 // 10 + 2)
+            if torch.equal(moved[max(0, shift) : length + min(0, shift)], clip[max(0, -shift) : length - max(0, shift)])
+        ]
+        assert fits
+        assert (moved == 0).sum() >= abs(fits[0])
+
+
+@pytest.mark.parametrize("step", [-12, -3, 2, 12])
+def test_pitch_moves_a_tone_by_semitones_and_keeps_its_length(step):
+    time = torch.arange(16_000) / 16_000
+    moved = Pitch().moved(0.5 * torch.sin(2 * math.pi * 500 * time)[None], step)[0]
+    assert len(moved) == 16_000
+    middle = moved[2000:10_000] if step > 0 else moved[2000:14_000]
+    peak = torch.fft.rfft(middle * torch.hann_window(len(middle)), 64_000).abs().argmax().item() / 4
+    assert peak == pytest.approx(500 * 2 ** (step / 12), rel=0.01)
+
+
+def test_pitch_is_the_same_alone_and_leaves_zeros_after_each_end():
+    out = applied(Pitch(3, probability=1.0))
+    for row, length in enumerate(SAMPLES.tolist()):
+        assert not out[row, length:].any()
+        assert (out[row, :length] - SOUND[row, :length]).abs().max() > 1e-3
+    alone = Pitch(3, probability=1.0)(SOUND[:1], SAMPLES[:1], random(clips=CLIPS[:1]))
+    torch.testing.assert_close(alone, out[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_room_rings_as_long_as_asked_and_keeps_the_energy():
+    click = torch.zeros(1, 16_000)
+    click[0, 1000] = 1.0
+    out = applied(Reverb(0.4, 0.4, 6.0, 6.0, probability=1.0), click, torch.tensor([16_000]), ["a"])[0]
+    assert out.square().sum().item() == pytest.approx(1.0, rel=1e-4)
+    direct, tail = out[1000] ** 2, out[1001:].square()
+    assert 10 * math.log10(direct / tail.sum()) == pytest.approx(6.0, abs=0.3)
+    early, late = tail[:1600].sum(), tail[3200:4800].sum()  # 0.2 s apart: 30 dB
+    assert 10 * math.log10(early / late) == pytest.approx(30, abs=1.5)
+
+
+def test_a_recorded_room_is_a_convolution_with_it(tmp_path):
+    answer = torch.tensor([0.1, 0.8, 0.0, 0.4])
+    padded = torch.cat([answer, torch.zeros(1600)])
+    write(tmp_path, "hall.wav", padded)
+    out = applied(RecordedRooms(str(tmp_path), 1.0))
+    for row, length in enumerate(SAMPLES.tolist()):
+        clip = SOUND[row, :length]
+        wet = clip + 0.5 * torch.cat([torch.zeros(2), clip[:-2]])  # from the loudest sample on
+        wet = wet * (clip.square().sum() / wet.square().sum()).sqrt()
+        torch.testing.assert_close(out[row, :length], wet, rtol=1e-2, atol=1e-3)
+
+
+def test_a_telephone_keeps_its_band_and_a_low_pass_what_is_below_its_edge():
+    noise = 0.1 * torch.randn(1, 32_000, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([32_000])
+
+    def kept(operation, low, high):
+        out = applied(operation, noise, lengths, ["a"])[0]
+        return 10 * math.log10(power(out, low, high) / power(noise[0], low, high))
+
+    phone = Band(probability=1.0)
+    assert kept(phone, 600, 2000) == pytest.approx(0, abs=0.2)
+    assert kept(phone, 20, 100) < -30
+    assert kept(phone, 6800, 7800) < -20
+    assert kept(LowPass(2000, 2000, probability=1.0), 50, 1000) == pytest.approx(0, abs=0.1)
+    assert kept(LowPass(2000, 2000, probability=1.0), 4000, 4400) < -23
+    edge = applied(
+        LowPass(2000, 2000, probability=1.0), torch.sin(torch.arange(32_000) / 8 * math.pi * 2)[None], lengths, ["a"]
+    )
+    assert edge[0, 8000:24_000].std().item() == pytest.approx(math.sqrt(0.25), rel=0.02)  # 3 dB down at the edge
+
+
+def test_clipping_cuts_at_a_share_of_the_peak():
+    out = applied(Clipping(0.5, 0.5, probability=1.0))
+    for row in range(len(SOUND)):
+        peak = SOUND[row].abs().max()
+        assert out[row].abs().max().item() == pytest.approx(0.5 * peak.item())
+        inside = SOUND[row].abs() < 0.5 * peak
+        assert torch.equal(out[row][inside], SOUND[row][inside])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Shift(1.0), "share is 1"),
+        (lambda: Pitch(0), "expected 1 to 12"),
+        (lambda: Reverb(0.0, 0.5), "more than 0"),
+        (lambda: Clipping(0.0, 0.5), "shares of the peak"),
+        (lambda: Band(4000.0, 300.0), "edge_low is 4000"),
+        (lambda: BackgroundNoise("/no/such/folder"), "holds no sound"),
+        (lambda: RecordedRooms("/no/such/folder"), "holds no sound"),
+    ],
+)
+def test_wrong_surroundings_are_named(make, says):
+    with pytest.raises(UserError, match=says):
+        make()

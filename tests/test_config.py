@@ -29,7 +29,7 @@ def refused(experiment: str = "ravdess_ecapa", *overrides: str) -> str:
         ("optin.AdamW.lr = 0.1", "did you mean 'optim.AdamW'?"),  # a mistyped room
         ("Experiment.model = @EcapaTdn()", "did you mean 'EcapaTdnn'?"),  # a mistyped reference
         ("AdamW.lr = %train/lrr", "did you mean 'train/lr'?"),  # a mistyped macro reference
-        ("augment.Noise.snr_low = 3.0", "used by nothing: Noise.snr_low"),  # P3: bound, never used
+        ("augment_surroundings.Noise.snr_low = 3.0", "used by nothing: Noise.snr_low"),  # P3: bound, never used
         ("other/AdamW.lr = 3.0", "used by nothing: other/AdamW.lr"),  # P3: a wrong scope
         ("train/lr = '1e-3'", "train/lr is '1e-3', of type str; expected float"),  # P14
         ("train/epochs = 1e3", "train/epochs is 1000.0, of type float; expected int"),  # P14
@@ -172,7 +172,7 @@ def test_snapshot_holds_defaults_and_typed_settings():
     assert values["train/lr"] == 0.002
     assert values["AdamW.beta1"] == 0.9  # a default that no file sets
     assert values["train/epochs"] == 1
-    assert values["Augmentation.operations"] == ["@augment.SpecAugment()", "@augment.Mixup()"]
+    assert values["Augmentation.operations"] == ["@augment_features.SpecAugment()", "@augment_features.Mixup()"]
 
 
 def test_one_slot_is_built_without_the_others():
@@ -189,7 +189,7 @@ def test_a_path_and_a_name_mean_the_same_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_show_sorts_values_into_resolved_defaulted_and_unused():
-    shown = config.show(config.load("ravdess_ecapa", [*SMALL, "augment.Noise.snr_low = 3.0"]))
+    shown = config.show(config.load("ravdess_ecapa", [*SMALL, "augment_surroundings.Noise.snr_low = 3.0"]))
     resolved, rest = shown.split("defaulted:")
     defaulted, unused = rest.split("unused:")
     assert "train/epochs = 1" in resolved

@@ -16,7 +16,19 @@ ROOMS = [
     room.strip()
     for line in ser.__doc__.splitlines()
     if line.startswith(
-        ("ground ", "basics ", "table ", "raw ", "signal ", "store ", "models ", "learning ", "after ", "door ")
+        (
+            "ground ",
+            "basics ",
+            "table ",
+            "raw ",
+            "signal ",
+            "encoders ",
+            "store ",
+            "models ",
+            "learning ",
+            "after ",
+            "door ",
+        )
     )
     for room in line.split(maxsplit=1)[1].split(",")
 ]
