@@ -106,7 +106,7 @@ class Adapted(Inside):
         self.sum = LayerSum(len(self.layers)) if len(self.layers) > 1 else None
         blocks = self.encoder.blocks
         del blocks[self.layers[-1] :]
-        tuned = len(blocks) if tune is None else min(tune, len(blocks))
+        tuned = len(blocks) if tune is None else tune
         if tuned:
             blocks[len(blocks) - tuned :].requires_grad_(True)
             if self.encoder.final is not None and self.layers[-1] == self.encoder.layers - 1:
@@ -139,8 +139,7 @@ class Adapted(Inside):
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the front end's values into frames [B, T, D], zero after each clip's end."""
-        extra: dict[str, Any] = {} if self.prompts is None else {"prompts": self.prompts}
-        states = self.encoder.run(inputs, lengths, self.layers[-1], **extra)
+        states = self.encoder.run(inputs, lengths, self.layers[-1], self.prompts)
         wanted = (state for number, state in enumerate(states) if number in self.layers)
         x = next(wanted) if self.sum is None else self.sum(wanted)
         return x, self.encoder.input_frames(lengths)

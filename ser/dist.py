@@ -123,23 +123,35 @@ def added(values: torch.Tensor) -> torch.Tensor:
         UserError: another process has died.
     """
     if world_size() > 1:
-        try:
+        with together():
             torch.distributed.all_reduce(values)
-        except RuntimeError as error:
-            raise UserError(
-                f"another process of this run has ended ({str(error).strip().partition(chr(10))[0][:80]}); see its "
-                "message, then go on with: just resume RUN"
-            ) from error
     return values
 
 
 def gathered(value: T) -> list[T]:
-    """Return every process's value, in the order of ranks."""
+    """Return every process's value, in the order of ranks.
+
+    Raises:
+        UserError: another process has died.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(values, value)
+    with together():
+        torch.distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Say in one line that another process has died in the middle of an exchange."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"another process of this run has ended ({str(error).strip().partition(chr(10))[0][:80]}); see its "
+            "message, then go on with: just resume RUN"
+        ) from error
 
 
 def is_main() -> bool:

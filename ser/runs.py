@@ -69,8 +69,9 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     """
     resume = run.last.is_file()
     if resume and is_finished(run):
-        print(f"{run.folder}: already trained with these settings; remove the folder to train again")
-        remember(run)
+        if dist.is_main():
+            print(f"{run.folder}: already trained with these settings; remove the folder to train again")
+            remember(run)
         return 0
     setup = set_up(experiment, fresh=not resume)  # what cannot work is said before anything is written
     with claimed(run):
@@ -88,8 +89,9 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
             return stopped.status
     if dist.is_main():
         print(
-            f"best validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of {state.epoch}, "
-            f"{(state.train_seconds + state.validation_seconds) / 60:.1f} min\n{run.best}\n{run.folder / 'curves.png'}"
+            f"{experiment.training.keep} validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of "
+            f"{state.epoch}, {(state.train_seconds + state.validation_seconds) / 60:.1f} min\n"
+            f"{run.best}\n{run.folder / 'curves.png'}"
         )
     return 0
 

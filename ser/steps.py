@@ -28,22 +28,14 @@ class Stepper:
     Args:
         experiment: of the run.
         setup: its model and optimiser.
-
-    Raises:
-        UserError: fp16 without a GPU, or speakers' embeddings over several processes.
     """
 
     def __init__(self, experiment: Experiment, setup: Setup):
         self.experiment, self.setup = experiment, setup
         self.device = setup.weights.device
-        precision = experiment.training.precision
-        if precision == "fp16" and self.device.type == "cpu":
-            raise UserError("train/precision is 'fp16', which needs a GPU; set 'train/precision = \"bf16\"'")
-        if setup.embeddings is not None and dist.world_size() > 1:
-            raise UserError("normalisation of embeddings by speaker needs one process; set gpus=1")
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where there is one
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=experiment.training.precision == "fp16")  # type: ignore[attr-defined]
         self.trained = [p for p in setup.model.parameters() if p.requires_grad]
 
     def step(
@@ -58,8 +50,8 @@ class Stepper:
             stop: asked once for the signal that this process was sent; 0 for none.
 
         Returns:
-            What the log wants to know, and ``stop`` of all processes. ``train/skipped`` says that the loss was not
-            finite and nothing was learned.
+            What the log wants to know, and ``stop`` of all processes. ``train/skipped`` says that nothing was
+            learned: the loss was not finite, or no clip could be read.
         """
         optimizer, training = self.setup.optimizer, self.experiment.training
         lr = self.experiment.optimizer.lr * factor
@@ -76,12 +68,15 @@ class Stepper:
         sums[2] = stop()
         sums = self.add_up(sums)
         loss, weight = (sums[0] / sums[1]).item(), sums[1].item()
+        values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": math.nan, "stop": int(sums[2])}
+        if not weight:  # none of the clips could be read
+            return values | {"train/skipped": 1}
         for parameter in self.trained:
             if parameter.grad is not None:
                 parameter.grad.mul_(training.batch_size / weight)
         self.scaler.unscale_(optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.trained, training.clip_norm))
-        values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "stop": int(sums[2])}
+        values["train/grad_norm"] = norm
         finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
         if not finite:
             optimizer.zero_grad(set_to_none=True)
@@ -134,9 +129,11 @@ class Stepper:
 
 
 def check_finite(skipped: int, parts: Sequence[Batch], values: dict[str, Any]) -> None:
-    """Raise a UserError after ``SKIPS`` steps in a row whose loss was not finite, with the clips of the last."""
+    """Raise a UserError after ``SKIPS`` steps in a row that were skipped, with the clips of the last."""
     if skipped >= SKIPS:
         names = [name for batch in parts for name in batch.names[batch.guests :]]
+        if not names:
+            raise UserError(f"no clip of {skipped} batches in a row can be read; look at the lines above")
         raise UserError(
             f"{skipped} steps in a row had loss {values['train/loss']}, gradient norm {values['train/grad_norm']}; the "
             f"last in a batch of {some(names, 64)}; lower train/lr, or look at these clips"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,18 @@ class Tracker:
 
     def rewind(self, step: int) -> None:
         """Drop lines after ``step``, which a resumed run writes again."""
-        if self.path.is_file():
+        if is_main() and self.path.is_file():
             kept = [line for line in read_log(self.path.parent) if line["step"] <= step]
             write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Write one line; names are grouped by prefix, as ``train/loss`` or ``val/uar``."""
+        """Write one line; names are grouped by prefix, as ``train/loss`` or ``val/uar``.
+
+        A figure that is not finite is left out: JSON knows none.
+        """
         if not is_main():
             return
+        values = {name: value for name, value in values.items() if not isinstance(value, float) or isfinite(value)}
         append_line(self.path, json.dumps({"step": step, **values}))
         if self.run is not None:
             self.guarded(lambda: self.run.log({"step": step, **values}))

@@ -128,11 +128,13 @@ def dry_run(experiment: Experiment, steps: int = 50) -> None:
     setup.model.train()
     epochs = -(-steps // len(setup.order(training, seed, 0)))
     plan = [(e, rows) for e in range(epochs) for rows in setup.order(training, seed, e)]
+    skipped = 0
     for step, (epoch, rows) in enumerate(plan[:steps], start=1):
         started = time.perf_counter()
         (parts,) = setup.pieces([rows], experiment, epoch)
         values = stepper.step(parts, epoch, experiment.schedule.factor(step - 1, steps))
-        check_finite(int("train/skipped" in values) * step, parts, values)
+        skipped = skipped + 1 if "train/skipped" in values else 0
+        check_finite(skipped, parts, values)
         if step == 1:
             for name in ("inputs", "lengths", "targets"):
                 tensor = getattr(parts[0], name)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, check_labels, open_source
+from ser.errors import UserError
 from ser.experiment import Experiment, Training
 from ser.interfaces import Classifier, Solvable
 from ser.layers import InputNorm, normalises_by_speaker
@@ -118,9 +119,15 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
             own.
 
     Raises:
-        UserError: no clips, no features, or a label that the model does not know.
+        UserError: no clips, no features, a label that the model does not know, fp16 without a GPU, or embeddings of
+            speakers over several processes.
     """
     protocol, device = experiment.protocol, dist.device()
+    by_embedding = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "embedding"
+    if experiment.training.precision == "fp16" and device.type == "cpu":
+        raise UserError("train/precision is 'fp16', which needs a GPU; set 'train/precision = \"bf16\"'")
+    if by_embedding and dist.world_size() > 1:
+        raise UserError("normalisation of embeddings by speaker needs one process; set gpus=1")
     if device.type == "cpu":
         dist.keep_freed_memory()
     train, validation = protocol.part("train"), protocol.part("val")
@@ -144,7 +151,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         weights,
         (counts / counts.sum()).to(device),
         None if seconds is None else round(seconds * experiment.features.input_rate),
-        Memory(train) if normalises_by_speaker(model) and model.speakers_at == "embedding" else None,
+        Memory(train) if by_embedding else None,
     )
 
 

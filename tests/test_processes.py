@@ -192,6 +192,8 @@ def test_another_number_of_processes_is_refused(experiment, trained_home):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0
+    saved = checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"]
+    assert saved == timeless(folder_of(trained_home))[-1]["step"], "torchrun hands the signal on, and the step is saved"
     alone = train(1, experiment, *short)
     _, err = alone.communicate(timeout=60)
     assert alone.returncode == 2

@@ -71,6 +71,7 @@ def test_the_log_of_a_run_says_what_was_skipped(trained_home, monkeypatch):
     assert runs.train(experiment, run, progress=False) == 0
     lines = read_log(run.folder)
     assert [line["step"] for line in lines if line.get("train/skipped")] == [2, 4]
+    assert "NaN" not in (run.folder / "log.jsonl").read_text()
     assert checkpoints.load(run.last)["state"]["skipped"] == 0
 
 
@@ -80,6 +81,19 @@ def test_half_precision_with_loss_scaling_needs_a_gpu(trained_home):
     line = one_error_line(command("train.py", "demo_ecapa", *SMALL, "train/precision = 'fp16'", home=trained_home))
     assert "fp16" in line
     assert 'train/precision = "bf16"' in line
+    assert not (trained_home / "outputs").exists(), "a run that cannot be leaves nothing"
+
+
+def test_batches_of_which_no_clip_can_be_read_are_skipped_and_then_said(trained_home):
+    _, setup, stepper = make()
+    before = {name: value.clone() for name, value in setup.model.state_dict().items()}
+    for skipped in range(1, SKIPS):
+        values = stepper.step([], 0, 1.0)
+        assert values["train/skipped"] == 1
+        check_finite(skipped, [], values)
+    assert all(torch.equal(before[name], value) for name, value in setup.model.state_dict().items())
+    with pytest.raises(UserError, match="no clip of 5 batches in a row can be read"):
+        check_finite(SKIPS, [], stepper.step([], 0, 1.0))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
