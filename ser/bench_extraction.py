@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ser import audio
-from ser.measuring import Row, compare, limited, peak_gib
+from ser.measuring import Row, compare, limited
 
 __all__ = ["extraction"]
 
@@ -260,8 +260,9 @@ def peak_memory(home: Path, count: int) -> float:
 
 def many(folder: str, count: int) -> None:
     """Extract many clips and print this process's peak memory in GiB."""
+    from ser import dist
     from ser.extraction import extract
 
     home = Path(folder)
     extract(table_of(home / f"many{count}"), features_of(home, "tiny", "float32", 1, 384), progress=False)
-    print(peak_gib())
+    print(dist.peak_gib())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.bench_extraction import make_encoders
-from ser.measuring import Row, compare, limited, peak_gib
+from ser.measuring import Row, compare, limited
 
 __all__ = ["models"]
 
@@ -109,12 +109,14 @@ def grown(home: Path, seconds: float) -> float:
 
 def peak(folder: str, seconds: float) -> None:
     """Print what two steps add to this process's peak memory, GiB, after one on a tenth of a second."""
+    from ser import dist
+
     model, inputs, lengths = prompted(Path(folder), seconds)
     step(model, inputs[:, :12].clone(), lengths.clamp(max=12))()
-    before = peak_gib()
+    before = dist.peak_gib()
     once = step(model, inputs, lengths)
     once(), once()
-    print(peak_gib() - before)
+    print(dist.peak_gib() - before)
 
 
 def pooling() -> list[Row]:

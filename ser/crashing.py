@@ -161,7 +161,7 @@ def run_state(outputs: Path) -> str:
     for name in ("best", "last"):
         add(checkpoints.load(folder / "checkpoints" / f"{name}.pt"))
     for line in read_log(folder):
-        digest.update(json.dumps({key: value for key, value in line.items() if key != "hours"}).encode())
+        digest.update(json.dumps({key: value for key, value in line.items() if not key.startswith("speed/")}).encode())
     return digest.hexdigest()
 
 

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import random
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +24,7 @@ __all__ = [
     "group",
     "is_main",
     "keep_freed_memory",
+    "peak_gib",
     "processes",
     "rank",
     "seed_everything",
@@ -189,3 +192,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: its top is kept
+
+
+def peak_gib() -> float:
+    """Return the peak memory so far, GiB: what tensors took of the GPU, or on a CPU all of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if not status.is_file():  # macOS counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    # On Linux getrusage counts what the parent had before this process became another program.
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20

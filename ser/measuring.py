@@ -3,9 +3,8 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-__all__ = ["Row", "compare", "limited", "peak_gib", "table"]
+__all__ = ["Row", "compare", "limited", "table"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,6 @@ def compare(
 def limited(what: str, ours: float, allowed: float) -> Row:
     """Return a row that compares a figure with what is allowed."""
     return Row(what, ours, allowed, ours / allowed, "lower", 1.0, ours <= allowed)
-
-
-def peak_gib() -> float:
-    """Return the peak memory of this process since it began, GiB; on Linux.
-
-    Not ``getrusage``, which counts what the parent had before this process became another program.
-    """
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 2**20
 
 
 def table(rows: list[Row]) -> str:

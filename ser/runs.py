@@ -318,7 +318,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "model": type(classifier).__name__,
         "parameters_total": sum(p.numel() for p in classifier.parameters()),
         "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
-        "hours": round(max((line["hours"] for line in log if "hours" in line), default=0.0), 4),
+        "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "trained_on": model.experiment.protocol.describe(),
         "trained_labels": model.experiment.protocol.label_source,

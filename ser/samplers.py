@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 
 from ser.progress import cores
 
-__all__ = ["ahead", "bucketed", "prefetch", "shuffled"]
+__all__ = ["ahead", "bucketed", "prefetch", "shuffled", "timed"]
 
 
 def shuffled(
@@ -129,3 +130,15 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     finally:
         stop.set()
         thread.join()
+
+
+def timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
+    """Yield (item, seconds that it was waited for)."""
+    iterator = iter(items)
+    while True:
+        asked = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield item, time.perf_counter() - asked

@@ -37,15 +37,16 @@ def solve(
         started = time.perf_counter()
         model.solve(train, setup.weights, strength)
         state.step += 1
-        state.train_seconds += time.perf_counter() - started
+        state.spend(time.perf_counter() - started, 0.0)
         logits = model(train.inputs, train.lengths, train.speakers)
         state.losses = [float(experiment.loss(logits, train.targets, setup.weights, setup.prior))]
         predictions = setup.validate(experiment)
         figures = evaluation.score(predictions)
-        tracker.log(state.step, epoch_values(state, figures, predictions) | {"strength": strength})
-        state.epoch += 1
+        tracker.log(state.step, epoch_values(state, figures, predictions, len(setup.train)) | {"strength": strength})
+        state.close_epoch()
         if better := figures["uar"] > state.best_uar:
             state.best_uar, state.best_epoch, best = figures["uar"], state.epoch, strength
+            tracker.confusion(state.step, figures["confusion"], predictions.labels)
             save(run.best, experiment, run, state, setup)
         if progress:
             print(f"C {strength:<8g} validation UAR {figures['uar']:.3f}{'  best' if better else ''}")

@@ -33,6 +33,7 @@ class State:
         skipped: steps in a row whose loss was not finite.
         losses: training loss of each step of the running epoch.
         train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
+        epoch_seconds, waited_seconds: spent on the steps of the running epoch, and of these waiting for data.
         finished: no further step will be made.
     """
 
@@ -47,7 +48,20 @@ class State:
     losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     validation_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    waited_seconds: float = 0.0
     finished: bool = False
+
+    def spend(self, seconds: float, waited: float) -> None:
+        """Add the time of a step, and what of it went by waiting for its batch."""
+        self.train_seconds += seconds
+        self.epoch_seconds += seconds
+        self.waited_seconds += waited
+
+    def close_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
+        self.epoch_seconds = self.waited_seconds = 0.0
 
     def improves(self, uar: float, training: Training) -> bool:
         """Take the validation UAR of an epoch in, and say whether its weights are to be kept.
@@ -64,17 +78,27 @@ class State:
         return better
 
 
-def epoch_values(state: State, figures: dict, predictions: Predictions) -> dict[str, Any]:
-    """Return the line of the log that closes an epoch."""
+def epoch_values(state: State, figures: dict, predictions: Predictions, clips: int) -> dict[str, Any]:
+    """Return the line of the log that closes an epoch; what differs from one time to the next is ``speed/``.
+
+    Args:
+        state: before the epoch is closed.
+        figures, predictions: of validation.
+        clips: that the epoch's steps saw.
+    """
     index = [predictions.labels.index(reference) for reference in predictions.references]
+    seconds = max(state.epoch_seconds, 1e-9)
     likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
     return {
         "epoch": state.epoch + 1,
-        "hours": (state.train_seconds + state.validation_seconds) / 3600,
         "epoch/train_loss": float(np.mean(state.losses)) if state.losses else float("nan"),
         "val/loss": float(-likelihoods.mean()),
         **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
         **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
+        "speed/hours": (state.train_seconds + state.validation_seconds) / 3600,
+        "speed/clips_per_second": clips / seconds,
+        "speed/waiting": state.waited_seconds / seconds,
+        "speed/memory_gib": dist.peak_gib(),
     }
 
 

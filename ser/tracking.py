@@ -5,13 +5,17 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
+from ser import plots
 from ser.dist import is_main
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, append_line, write_text
@@ -19,7 +23,9 @@ from ser.progress import cores
 
 __all__ = ["Tracker", "Tracking", "environment"]
 
+FINISH_SECONDS = 120  # that W&B may take at the end to bring what it has left
 WANDB_MODES = ("auto", "online", "offline", "off")
+SUMMARIES = {"val/uar": "max", "val/loss": "min"}  # what W&B's table of runs shows instead of the last value
 PACKAGES = (
     "ser-toolkit", "torch", "torchaudio", "transformers", "speechbrain", "gin-config",
     "numpy", "soundfile", "scikit-learn", "wandb",
@@ -57,7 +63,7 @@ class Tracker:
     def __init__(self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str):
         self.path = folder / "log.jsonl"
         self.run: Any = None
-        self.offline = False
+        self.kept: Path | None = None  # where W&B keeps what is not uploaded yet
         mode = wandb_mode(tracking.wandb)
         if mode != "off" and is_main():
             self.start_wandb(tracking, folder, settings, group, mode)
@@ -72,11 +78,16 @@ class Tracker:
             self.run = wandb.init(
                 project=tracking.project, name=folder.name, id=folder.name, group=group, dir=folder, config=settings,
                 mode=mode, resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(init_timeout=30, console="off"),
+                settings=wandb.Settings(
+                    init_timeout=30, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True, console="off"
+                ),
             )  # fmt: skip
+            self.kept = Path(self.run.dir).parent
             self.run.define_metric("*", step_metric="step")
+            for name, best in SUMMARIES.items():
+                self.run.define_metric(name, step_metric="step", summary=best)
 
-        self.offline = mode == "offline"
+        self.mode = mode
         if not self.guarded(start) and mode == "online":
             print("W&B cannot be reached; keeping this run offline", file=sys.stderr)
             self.start_wandb(tracking, folder, settings, group, "offline")
@@ -110,13 +121,28 @@ class Tracker:
         if self.run is not None:
             self.guarded(lambda: self.run.log({"step": step, **values}))
 
+    def confusion(self, step: int, counts: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
+        """Show W&B the confusion matrix [C, C] of the validation part; a picture, which needs no artifact there."""
+        if self.run is None:
+            return
+
+        def show() -> None:
+            import wandb
+
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "confusion.png"
+                plots.confusion(path, np.array(counts), labels, f"validation, step {step}")
+                self.run.log({"step": step, "val/confusion": wandb.Image(str(path))})
+
+        self.guarded(show)
+
     def close(self) -> None:
-        """Finish the W&B run, if there is one, and name the command that uploads an offline one."""
+        """Finish the W&B run, if there is one, and name the command that uploads what is not there yet."""
         run, self.run = self.run, None
-        if run is not None:
-            folder = Path(run.dir).parent
-            if self.guarded(run.finish) and self.offline:
-                print(f"W&B run kept offline; upload it with: {Path(sys.executable).parent}/wandb sync '{folder}'")
+        whole = run is not None and self.guarded(run.finish) and self.mode == "online"
+        if self.kept is not None and not whole:
+            command = f"{Path(sys.executable).parent}/wandb sync --include-online '{self.kept}'"
+            print(f"W&B has not received all of this run; upload it with: {command}")
 
 
 def wandb_mode(asked: str) -> str:

@@ -9,7 +9,7 @@ from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.interrupts import Interrupted, stop_requests
 from ser.progress import progress as progress_bar
-from ser.samplers import prefetch
+from ser.samplers import prefetch, timed
 from ser.solving import solve
 from ser.state import State, epoch_values, restore, save
 from ser.steps import Stepper, check_finite
@@ -58,7 +58,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
             order = setup.order(training, seed, state.epoch)[state.batch :]
             model.train()
             mark = time.perf_counter()
-            for parts in prefetch(setup.pieces(order, experiment, state.epoch)):
+            for parts, waited in timed(prefetch(setup.pieces(order, experiment, state.epoch))):
                 factor = experiment.schedule.factor(state.step, steps)
                 values = stepper.step(parts, state.epoch, factor, lambda: stop.signal)
                 stopped = values.pop("stop")
@@ -75,7 +75,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                     f"loss {np.mean(state.losses or np.nan):.3f}, best UAR {max(state.best_uar, 0):.3f}"
                 )
                 now = time.perf_counter()
-                state.train_seconds, mark = state.train_seconds + now - mark, now
+                state.spend(now - mark, waited)
+                mark = now
                 if stopped:
                     save(run.last, experiment, run, state, setup, stepper.scaler)
                     tracker.close()
@@ -83,9 +84,9 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
 
             predictions = setup.validate(experiment)
             figures = evaluation.score(predictions)
-            values = epoch_values(state, figures, predictions)
+            values = epoch_values(state, figures, predictions, state.batch * training.batch_size)
             tracker.log(state.step, values)
-            state.epoch, state.batch, state.losses = state.epoch + 1, 0, []
+            state.close_epoch()
             if better := state.improves(figures["uar"], training):
                 state.best_uar, state.best_epoch = figures["uar"], state.epoch
             patience_over = state.epoch - state.best_epoch >= training.patience
@@ -97,6 +98,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                     f"validation loss {values['val/loss']:.3f}  UAR {figures['uar']:.3f}{'  best' if better else ''}"
                 )
             if better:
+                tracker.confusion(state.step, figures["confusion"], predictions.labels)
                 save(run.best, experiment, run, state, setup)
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():

@@ -128,7 +128,7 @@ def wait_for_step(home: Path, step: int) -> None:
 
 def timeless(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "hours"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]
 
 
 def same_weights(one: Path, other: Path) -> bool:

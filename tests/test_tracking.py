@@ -1,8 +1,13 @@
 """Tracking: what is logged is read back, W&B's mode follows the wish, the environment is described."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 
 import pytest
+from wandb_server import wandb_server
 
 from ser.errors import UserError
 from ser.tracking import Tracking, environment, read_log, wandb_mode
@@ -58,3 +63,53 @@ def test_the_environment_names_versions_machine_and_revision():
     assert found["machine"]["cores"] >= 1
     assert set(found["git"]) == {"commit", "diff"}
     json.dumps(found)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from ser import tracking
+tracking.FINISH_SECONDS = 3
+tracker = tracking.Tracking("online").open(Path(sys.argv[1]), {"train/lr": 0.1, "train/epochs": 3}, "folds")
+tracker.log(1, {"train/loss": 2.0})
+tracker.confusion(1, [[3, 1], [0, 4]], ["angry", "sad"])
+print("logged", flush=True)
+input()
+tracker.log(2, {"train/loss": 1.0})
+tracker.close()
+"""
+
+
+def start_online(folder, server):
+    """Start a process that tracks online, and wait until it has logged."""
+    env = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], text=True, env=env, **pipes)
+    assert child.stdout.readline().strip() == "logged"
+    return child
+
+
+def test_wandb_receives_typed_settings_curves_and_the_confusion_matrix(tmp_path):
+    with wandb_server() as server:
+        out, err = start_online(tmp_path, server).communicate("\n", timeout=60)
+    assert out == ""
+    assert err == ""
+    assert [line["train/loss"] for line in server.history if "train/loss" in line] == [2, 1]
+    assert {line["step"] for line in server.history} == {1, 2}
+    assert any(name.startswith("media/images/val/confusion") for name in server.files)
+    assert server.config["train/epochs"] == 3
+    assert "folds" in server.groups
+
+
+def test_an_outage_ends_neither_training_nor_waits_long_and_what_was_kept_is_synced_later(tmp_path):
+    with wandb_server() as server:
+        child = start_online(tmp_path, server)
+    out, err = child.communicate("\n", timeout=60)
+    assert child.returncode == 0
+    assert [line["train/loss"] for line in read_log(tmp_path) if "train/loss" in line] == [2.0, 1.0]
+    assert "TimeoutError" in err
+    command = out.strip().partition("upload it with: ")[2]
+    with wandb_server() as later:
+        env = os.environ | {"WANDB_BASE_URL": later.url, "WANDB_API_KEY": "a" * 40}
+        subprocess.run(shlex.split(command), check=True, env=env, timeout=60, capture_output=True)
+    assert [line["train/loss"] for line in later.history if "train/loss" in line] == [2, 1]
