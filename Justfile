@@ -143,6 +143,12 @@ resume RUN: _install
 cv EXP *OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/cv_train.py' "$@"
 
+# hear and see what each augmentation does, to one sound: just augment-demo FILE
+[group('3-5 training')]
+[no-cd]
+augment-demo *SOUND: _install
+    @'{{ python }}' '{{ tools }}/augment_demo.py' "$@"
+
 # score a run on a part of its protocol: just part=val eval last
 [group('6-7 evaluation')]
 [no-cd]

@@ -11,7 +11,7 @@ encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
-after     probing, comparing, summary, reporting
+after     augment_demo, probing, comparing, summary, reporting
 door      config, runs, measuring, bench_extraction, bench_models, benchmarks, crashing, cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.

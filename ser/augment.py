@@ -61,7 +61,7 @@ class ClipRandom:
 class Operation:
     """What all operations share: a probability, and the kind of input that they change."""
 
-    kind = ""  # sound, features or batch
+    kind = ""  # sound, features, or across clips: mix_sound, mix_features
     __call__: Callable
 
     def __init__(self, probability: float):
@@ -97,10 +97,17 @@ class Augmentation:
             x = operation(x, lengths, ClipRandom(seed, epoch, place, clips))
         return x
 
-    def across(self, x: Tensor, targets: Tensor, seed: int, epoch: int, clips: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Apply the operations that mix clips of a batch and return inputs and targets."""
-        for place, operation in self.of_kind("batch"):
-            x, targets = operation(x, targets, ClipRandom(seed, epoch, place, clips))
+    @property
+    def mixing(self) -> list[Operation]:
+        """The operations that mix clips of a batch; each one mixes a clip with its neighbour."""
+        return [operation for operation in self.operations if operation.kind.startswith("mix_")]
+
+    def across(
+        self, kind: str, x: Tensor, lengths: Tensor, targets: Tensor, seed: int, epoch: int, clips: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the operations that mix clips, of ``mix_sound`` or ``mix_features``; return inputs and targets."""
+        for place, operation in self.of_kind(kind):
+            x, targets = operation(x, lengths, targets, ClipRandom(seed, epoch, place, clips))
         return x, targets
 
 

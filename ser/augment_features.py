@@ -1,4 +1,4 @@
-"""Augmentation of features, and across the clips of a batch.
+"""Augmentation of features, and across the clips of a batch, of features or of sound.
 
 Shapes: B clips, T frames, D features, C classes; ``lengths`` are long[B].
 """
@@ -10,7 +10,7 @@ from ser.augment import ClipRandom, Operation
 from ser.errors import UserError
 from ser.layers import clip_mask
 
-__all__ = ["Mixup", "SpecAugment"]
+__all__ = ["Mixup", "SoundMixup", "SpecAugment"]
 
 
 class SpecAugment(Operation):
@@ -72,7 +72,7 @@ class Mixup(Operation):
         probability: of a clip being changed.
     """
 
-    kind = "batch"
+    kind = "mix_features"
 
     def __init__(self, alpha: float = 0.4, probability: float = 0.5):
         super().__init__(probability)
@@ -80,11 +80,22 @@ class Mixup(Operation):
             raise UserError(f"Mixup: alpha is {alpha}; expected more than 0")
         self.alpha = alpha
 
-    def __call__(self, x: Tensor, targets: Tensor, random: ClipRandom) -> tuple[Tensor, Tensor]:
-        """Return mixed x [B, ...] and targets [B, C]; both must be unpadded, as training crops are."""
+    def __call__(self, x: Tensor, lengths: Tensor, targets: Tensor, random: ClipRandom) -> tuple[Tensor, Tensor]:
+        """Return mixed x [B, T, D] or sound [B, N], and targets [B, C]; a neighbour is cut at the clip's own end."""
         chosen = self.chosen(random)
         own = random.beta(self.alpha)
         own = torch.where(chosen, torch.maximum(own, 1 - own), 1.0).to(x)  # at least half stays its own
         share = own.reshape(-1, *[1] * (x.dim() - 1))
         weight = own[:, None].to(targets)
-        return share * x + (1 - share) * x.roll(1, 0), weight * targets + (1 - weight) * targets.roll(1, 0)
+        inside = clip_mask(lengths, x.shape[1]).reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+        return share * x + (1 - share) * inside * x.roll(1, 0), weight * targets + (1 - weight) * targets.roll(1, 0)
+
+
+class SoundMixup(Mixup):
+    """Mix each clip's sound and its target with the next one of the batch, before any features are made.
+
+    Args:
+        alpha, probability: as of ``Mixup``.
+    """
+
+    kind = "mix_sound"

@@ -119,7 +119,7 @@ class Experiment:
         if masks and self.model.takes != "frames":
             raise UserError(f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}")
         self.check_loss()
-        sound = [type(op).__name__ for _, op in self.augment.of_kind("sound")]
+        sound = [type(op).__name__ for kind in ("sound", "mix_sound") for _, op in self.augment.of_kind(kind)]
         if self.features.cached and sound:
             raise UserError(
                 f"augment: {' and '.join(sound)} change sound, but Features.cached is True: stored features "
@@ -130,7 +130,8 @@ class Experiment:
         """Raise a UserError for what corrects the same thing twice, or has no meaning together."""
         if isinstance(self.model, Solvable) and self.model.solves:
             self.check_solver()
-        loss, mixed = self.loss, [type(op).__name__ for _, op in self.augment.of_kind("batch")]
+        loss, mixed = self.loss, [type(op).__name__ for op in self.augment.mixing]
+        padded = [type(op).__name__ for _, op in self.augment.of_kind("mix_features")]
         corrections = {
             "train/balanced = True": self.training.balanced,
             f"train/class_weights = '{loss.class_weights}'": loss.class_weights != "none",
@@ -138,9 +139,9 @@ class Experiment:
         }
         if len(named := [name for name, used in corrections.items() if used]) > 1:
             raise UserError(f"{' and '.join(named)} correct the balance of classes more than once; keep one of them")
-        if mixed and self.training.crop_seconds is None:
+        if padded and self.training.crop_seconds is None:
             raise UserError(
-                f"augment: {' and '.join(mixed)} needs clips of one length; set 'train/crop_seconds = 3.0', or drop it"
+                f"augment: {' and '.join(padded)} needs clips of one length; set 'train/crop_seconds = 3.0', or drop it"
             )
         if self.model.batch_statistics and self.training.crop_seconds is None:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Pictures: confusion matrix, training curves, layers of an encoder, class histogram. Drawn without a display."""
+"""Pictures: confusion matrix, training curves, layers of an encoder, class histogram and more; without a display."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ import numpy as np
 
 from ser.files import write_atomically
 
-__all__ = ["confusion", "curves", "histogram", "layers"]
+__all__ = ["confusion", "curves", "histogram", "layers", "spectrograms"]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
 
 
-def figure(width: float, height: float, columns: int = 1):
-    """Return a figure and its axes [columns], with quiet spines; sizes in inches."""
+def figure(width: float, height: float, columns: int = 1, rows: int = 1):
+    """Return a figure and its axes, row by row, with quiet spines; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(drawing)
-    axes = np.atleast_1d(drawing.subplots(1, columns))
+    axes = np.ravel(drawing.subplots(rows, columns))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return drawing, axes
@@ -144,5 +144,32 @@ def histogram(path: Path, counts: Mapping[str, Mapping[str, Sequence[int]]], lab
         ax.set_title(f"by {grouping}", fontsize=9)
         # Outside the bars, which may reach any height.
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    drawing.suptitle(title, fontsize=10)
+    save(drawing, path)
+
+
+def spectrograms(path: Path, pictures: Mapping[str, np.ndarray], seconds: float, title: str) -> None:
+    """Draw log-mels [T, D] side by side on one scale of colour, low bands below.
+
+    Args:
+        path: of the PNG.
+        pictures: name -> log-mel, all of clips of the same length.
+        seconds: of each.
+        title: above all.
+    """
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    drawing, axes = figure(3.1 * columns, 1.7 * rows + 0.3, columns, rows)
+    lowest = min(picture.min() for picture in pictures.values())
+    highest = max(picture.max() for picture in pictures.values())
+    for ax, (name, picture) in zip(axes, pictures.items(), strict=False):
+        extent = (0, seconds, 0, picture.shape[1])
+        ax.imshow(picture.T, origin="lower", aspect="auto", extent=extent, vmin=lowest, vmax=highest, cmap="magma")
+        ax.set_title(name, fontsize=9)
+        ax.tick_params(labelsize=7)
+    for ax in axes[len(pictures) :]:
+        ax.set_visible(False)
+    drawing.supxlabel("seconds", fontsize=8)
+    drawing.supylabel("mel band", fontsize=8)
     drawing.suptitle(title, fontsize=10)
     save(drawing, path)

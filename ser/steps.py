@@ -92,12 +92,14 @@ class Stepper:
     def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Augment, and return the sum of the clips' losses and of their weights."""
         experiment, model, seed = self.experiment, self.setup.model, self.experiment.seed
-        augment, features, inputs = experiment.augment, experiment.features, batch.inputs
+        augment, features, inputs, targets = experiment.augment, experiment.features, batch.inputs, batch.targets
+        draw = (seed, epoch, batch.names)
         if not features.cached:
-            inputs = augment.clipwise("sound", inputs, batch.lengths, seed, epoch, batch.names)
+            inputs = augment.clipwise("sound", inputs, batch.lengths, *draw)
+            inputs, targets = augment.across("mix_sound", inputs, batch.lengths, targets, *draw)
         frames, lengths = features.frames(inputs, batch.lengths)
-        frames = augment.clipwise("features", frames, lengths, seed, epoch, batch.names)
-        frames, targets = augment.across(frames, batch.targets, seed, epoch, batch.names)
+        frames = augment.clipwise("features", frames, lengths, *draw)
+        frames, targets = augment.across("mix_features", frames, lengths, targets, *draw)
         own = slice(batch.guests, None)
         frames, lengths, targets, clips = frames[own], lengths[own], targets[own], batch.clips[own]
         with dist.autocast(self.device, experiment.training.precision):

@@ -76,7 +76,7 @@ class Setup:
         that each clip meets the same neighbour however a batch is divided.
         """
         accumulate = experiment.training.accumulate
-        company = len(experiment.augment.of_kind("batch"))
+        company = len(experiment.augment.mixing)
         for rows in order:
             parts = np.array_split(np.arange(len(rows)), accumulate * dist.world_size())
             own = parts[dist.rank() * accumulate : (dist.rank() + 1) * accumulate]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ser.augment import Augmentation, ClipRandom
-from ser.augment_features import Mixup, SpecAugment
+from ser.augment_features import Mixup, SoundMixup, SpecAugment
 from ser.augment_sound import Clipping, Gain, Pitch, Polarity, Shift, Speed
 from ser.augment_surroundings import BackgroundNoise, Band, LowPass, Noise, RecordedRooms, Reverb
 from ser.errors import UserError
@@ -39,6 +39,11 @@ CLIPWISE = {
     "specaugment": (SpecAugment(probability=0.8), "features", FEATURES, FRAMES),
 }
 each_clipwise = pytest.mark.parametrize(("operation", "kind", "x", "lengths"), CLIPWISE.values(), ids=CLIPWISE)
+
+
+def same(x):
+    """Return the lengths of a batch without padding."""
+    return torch.full((len(x),), x.shape[1])
 
 
 def random(seed=1, epoch=0, operation=0, clips=CLIPS):
@@ -193,7 +198,7 @@ def test_specaugment_masks_only_what_is_asked_for(settings, by_time, by_band):
 @pytest.mark.parametrize("shape", [(50,), (20, 8)], ids=["sound", "features"])
 def test_mixup_mixes_inputs_and_targets_by_the_same_share_with_one_other_clip(shape):
     x, targets = batch_of(torch.full((5,), shape[0]), *shape[1:]), torch.eye(5)
-    mixed, soft = Augmentation([Mixup(probability=1.0)]).across(x, targets, 1, 0, CLIPS)
+    mixed, soft = Augmentation([Mixup(probability=1.0)]).across("mix_features", x, same(x), targets, 1, 0, CLIPS)
     torch.testing.assert_close(soft.sum(1), torch.ones(5))
     assert (soft >= 0).all()
     assert (soft.diagonal() >= 0.5).all()
@@ -204,7 +209,7 @@ def test_mixup_mixes_inputs_and_targets_by_the_same_share_with_one_other_clip(sh
 
 def test_mixup_changes_no_clip_that_is_not_chosen():
     x, targets = batch_of(torch.full((200,), 6)), torch.eye(200)
-    mixed, soft = Mixup(probability=0.5)(x, targets, random(clips=[str(number) for number in range(200)]))
+    mixed, soft = Mixup(probability=0.5)(x, same(x), targets, random(clips=[str(number) for number in range(200)]))
     kept = soft.diagonal() == 1
     assert 60 < kept.sum() < 140
     assert torch.equal(mixed[kept], x[kept])
@@ -213,12 +218,24 @@ def test_mixup_changes_no_clip_that_is_not_chosen():
 
 def test_mixup_keeps_soft_targets_distributions_and_a_single_clip_itself():
     soft = torch.rand(5, 4).softmax(1)
-    out = Mixup(probability=1.0)(torch.randn(5, 10), soft, random())[1]
+    x = torch.randn(5, 10)
+    out = Mixup(probability=1.0)(x, same(x), soft, random())[1]
     torch.testing.assert_close(out.sum(1), torch.ones(5))
     x, target = torch.randn(1, 10), torch.tensor([[0.0, 1.0]])
-    mixed, same = Mixup(probability=1.0)(x, target, random(clips=["a"]))
+    mixed, kept = Mixup(probability=1.0)(x, same(x), target, random(clips=["a"]))
     torch.testing.assert_close(mixed, x)
-    torch.testing.assert_close(same, target)
+    torch.testing.assert_close(kept, target)
+
+
+def test_mixup_of_sounds_cuts_the_neighbour_at_the_clips_own_end():
+    mixing = Augmentation([SoundMixup(probability=1.0)])
+    mixed, soft = mixing.across("mix_sound", SOUND, SAMPLES, torch.eye(5), 1, 0, CLIPS)
+    inside = clip_mask(SAMPLES, SOUND.shape[1])
+    torch.testing.assert_close(mixed, (soft @ SOUND) * inside)
+    assert (soft.diagonal() < 1).any()
+    untouched, same_targets = mixing.across("mix_features", SOUND, SAMPLES, torch.eye(5), 1, 0, CLIPS)
+    assert torch.equal(untouched, SOUND)
+    assert torch.equal(same_targets, torch.eye(5))
 
 
 # The list of operations
@@ -226,7 +243,7 @@ def test_mixup_keeps_soft_targets_distributions_and_a_single_clip_itself():
 
 def test_no_operations_change_nothing():
     assert torch.equal(Augmentation().clipwise("sound", SOUND, SAMPLES, 1, 0, CLIPS), SOUND)
-    x, targets = Augmentation().across(SOUND, torch.eye(5), 1, 0, CLIPS)
+    x, targets = Augmentation().across("mix_features", SOUND, SAMPLES, torch.eye(5), 1, 0, CLIPS)
     assert torch.equal(x, SOUND)
     assert torch.equal(targets, torch.eye(5))
 

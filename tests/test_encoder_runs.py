@@ -118,6 +118,7 @@ REFUSED = [
     ("demo_ecapa", ["train/class_weights = 'effective'", "train/logit_adjustment = 1.0"], "more than once"),
     ("demo_ecapa", ["train/loss = 'aam'"], "needs hard labels"),
     ("demo_ecapa", ["train/loss = 'aam'", "train/label_smoothing = 0.0"], "Mixup makes soft ones"),
+    ("demo_ecapa", ["Augmentation.operations = [@SoundMixup()]"], "SoundMixup change sound, but Features.cached"),
     ("demo_ecapa", ["train/crop_seconds = None"], "Mixup needs clips of one length"),
     (PROMPT, ["train/loss = 'aam'", "train/label_smoothing = 0.0"], "needs a model with a cosine head"),
     (PROMPT, ["tune/layers = 2"], "prompts are for a frozen encoder"),
