@@ -199,10 +199,11 @@ fmt: _install
     @'{{ root }}/.venv/bin/ruff' format .
     @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
 
-# measure against what a user would pick instead: data, extraction, models, startup, training
+# measure against what a user would pick instead: augment, data, extraction, models, startup, training
 [group('upkeep')]
 [no-cd]
 bench NAME: _install
+    @[ "$1" != augment ] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[bench]'
     @'{{ python }}' '{{ tools }}/bench.py' "$1"
 
 # what CI runs: lint and tests

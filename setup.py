@@ -32,6 +32,9 @@ setup(
         "tqdm>=4.66",
         "httpx>=0.27",
     ],
-    extras_require={"dev": ["hypothesis>=6", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]},
+    extras_require={
+        "bench": ["audiomentations>=0.40", "torch-audiomentations>=0.12"],
+        "dev": ["hypothesis>=6", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+    },
     entry_points={"console_scripts": ["ser=ser.cli:main"]},
 )

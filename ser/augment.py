@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ser.errors import UserError
+from ser.layers import clip_mask
 
-__all__ = ["Augmentation", "ClipRandom", "Operation", "check_range"]
+__all__ = ["Augmentation", "ClipRandom", "Operation", "check_range", "silent_after"]
 
 
 class ClipRandom:
-    """Random numbers for one operation on one batch: a generator for each clip.
+    """Random numbers for one operation on one batch, each clip's from a hash of its own name.
 
     Args:
         seed: of the run.
@@ -27,35 +28,50 @@ class ClipRandom:
         clips: names of the clips of the batch.
     """
 
+    WORDS = 8  # numbers that one hash holds
+
     def __init__(self, seed: int, epoch: int, operation: int, clips: Sequence[str]):
-        keys = (f"{seed}/{epoch}/{operation}/{clip}".encode() for clip in clips)
-        digests = (hashlib.blake2b(key, digest_size=16).digest() for key in keys)
-        self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(d, "little"))) for d in digests]
+        self.keys = [f"{seed}/{epoch}/{operation}/{clip}" for clip in clips]
+        self.drawn = 0
+        self.block = np.empty((0, self.WORDS), np.uint64)
+
+    def words(self) -> np.ndarray:
+        """Return the next random uint64 of each clip [B]."""
+        number, place = divmod(self.drawn, self.WORDS)
+        if place == 0:
+            digests = (hashlib.blake2b(f"{key}/{number}".encode(), digest_size=8 * self.WORDS) for key in self.keys)
+            self.block = np.frombuffer(b"".join(d.digest() for d in digests), "<u8").reshape(-1, self.WORDS)
+        self.drawn += 1
+        return self.block[:, place]
+
+    def shares(self) -> np.ndarray:
+        """Return float64 [B], uniform in [0, 1)."""
+        return (self.words() >> np.uint64(11)) * 2.0**-53
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return float32 [B], uniform in [low, high)."""
-        values = torch.tensor([low + (high - low) * g.random() for g in self.generators], dtype=torch.float32)
-        below = torch.nextafter(
-            torch.tensor(float(high)), torch.tensor(float(low))
-        )  # rounding to float32 may reach high itself
-        return values if low == high else values.clamp_max(below)
+        values = (low + (high - low) * self.shares()).astype(np.float32)
+        below = np.nextafter(np.float32(high), np.float32(low))  # rounding to float32 may reach high itself
+        return torch.from_numpy(values if low == high else np.minimum(values, below))
 
     def integers(self, count: int) -> list[int]:
         """Return a whole number from 0 to below ``count`` for each clip."""
-        return [int(g.integers(count)) for g in self.generators]
+        return (self.shares() * count).astype(int).tolist()
 
     def normal(self, size: int, where: Tensor | None = None) -> Tensor:
         """Return float32 [B, size], standard normal; zero for the clips that are not asked for, bool [B]."""
-        wanted = [True] * len(self.generators) if where is None else where.tolist()
-        out = torch.zeros(len(wanted), size)
-        for row, (generator, draw) in enumerate(zip(self.generators, wanted, strict=True)):
+        wanted = [True] * len(self.keys) if where is None else where.tolist()
+        # In sixteens, which torch fills from left to right: then a clip's numbers are the same for any size.
+        out = torch.zeros(len(wanted), -(-size // 16) * 16)
+        for row, (word, draw) in enumerate(zip(self.words().tolist(), wanted, strict=True)):
             if draw:
-                generator.standard_normal(out=out[row].numpy(), dtype=np.float32)
-        return out
+                torch.randn(out.shape[1], generator=torch.Generator().manual_seed(word >> 1), out=out[row])
+        return out[:, :size]
 
     def beta(self, alpha: float) -> Tensor:
         """Return float32 [B] of the symmetric Beta(alpha, alpha)."""
-        return torch.tensor([g.beta(alpha, alpha) for g in self.generators], dtype=torch.float32)
+        generators = [np.random.Generator(np.random.Philox(key=word)) for word in self.words().tolist()]
+        return torch.tensor([generator.beta(alpha, alpha) for generator in generators], dtype=torch.float32)
 
 
 class Operation:
@@ -116,3 +132,10 @@ def check_range(name: str, what: str, low: float, high: float) -> tuple[float, f
     if low > high:
         raise UserError(f"{name}: {what}_low is {low} and {what}_high is {high}; expected low <= high")
     return low, high
+
+
+def silent_after(sound: Tensor, lengths: Tensor) -> Tensor:
+    """Return sound [B, N] with zeros after each clip's end; training crops mostly end together and stay as they are."""
+    if int(lengths.min()) >= sound.shape[1]:
+        return sound
+    return sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)

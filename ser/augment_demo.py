@@ -16,7 +16,7 @@ from ser.augment_surroundings import BackgroundNoise, Band, LowPass, Noise, Reco
 from ser.files import outputs_folder
 from ser.mel import LogMel
 
-__all__ = ["augment_demo"]
+__all__ = ["augment_demo", "recorded"]
 
 CLIP, NEIGHBOUR = "s01_happy_t1_r1", "s02_sad_t2_r1"  # of the built-in corpus
 
@@ -58,19 +58,13 @@ def augment_demo(sound: Path | None = None, seed: int = 0) -> list[Path]:
 
 def operations(folder: Path) -> dict[str, Operation]:
     """Return every operation by its name; recorded noise and rooms are made up in ``folder``."""
-    dice = np.random.default_rng(0)
-    babble = sum(
-        np.resize(demo.synthesise(f"s{speaker:02d}_neutral_t{1 + speaker % 2}_r1"), 48_000) for speaker in range(3, 11)
-    )
-    audio.write(folder / "noise/babble.wav", babble / np.abs(babble).max())
-    fading = dice.standard_normal(8000) * np.exp(-np.arange(8000) / 1200)
-    audio.write(folder / "rooms/room.wav", np.concatenate([[0.99], 0.05 * fading]).clip(-1, 1))
+    noise, rooms = recorded(folder)
     every = [
         Noise(10.0, 10.0, probability=1.0),
         Noise(10.0, 10.0, 1.0, 2.0, probability=1.0),
-        BackgroundNoise(str(folder / "noise"), 10.0, 10.0, probability=1.0),
+        BackgroundNoise(str(noise), 10.0, 10.0, probability=1.0),
         Reverb(probability=1.0),
-        RecordedRooms(str(folder / "rooms"), probability=1.0),
+        RecordedRooms(str(rooms), probability=1.0),
         Band(probability=1.0),
         LowPass(probability=1.0),
         Gain(probability=1.0),
@@ -86,6 +80,17 @@ def operations(folder: Path) -> dict[str, Operation]:
     names = [type(operation).__name__ for operation in every]
     names[1] = "NoiseColoured"
     return dict(zip(names, every, strict=True))
+
+
+def recorded(folder: Path) -> tuple[Path, Path]:
+    """Make up a folder of noise, people who talk at once, and one of rooms, an answer that dies away."""
+    noise, rooms = folder / "noise", folder / "rooms"
+    names = [f"s{speaker:02d}_neutral_t{1 + speaker % 2}_r1" for speaker in range(3, 11)]
+    babble = np.sum([np.resize(demo.synthesise(name), 48_000) for name in names], axis=0)
+    audio.write(noise / "babble.wav", babble / np.abs(babble).max())
+    fading = np.random.default_rng(0).standard_normal(8000) * np.exp(-np.arange(8000) / 1200)
+    audio.write(rooms / "room.wav", np.concatenate([[0.99], 0.05 * fading]).clip(-1, 1))
+    return noise, rooms
 
 
 def applied(operation: Operation, x: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:

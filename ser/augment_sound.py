@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ser.audio import SAMPLE_RATE
-from ser.augment import ClipRandom, Operation, check_range
+from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
-from ser.layers import clip_mask
 
 __all__ = ["Clipping", "Gain", "Pitch", "Polarity", "Shift", "Speed"]
 
@@ -75,10 +74,12 @@ class Shift(Operation):
     def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
         """Return sound [B, N] of the same lengths."""
         chosen = self.chosen(random)
-        distance = (random.uniform(-self.share, self.share) * lengths.cpu() * chosen).round().long().to(lengths)
-        places = torch.arange(sound.shape[1], device=sound.device) - distance[:, None]
-        inside = (places >= 0) & (places < lengths[:, None]) & clip_mask(lengths, sound.shape[1])
-        return sound.gather(1, places.clamp(0, sound.shape[1] - 1)) * inside
+        distances = (random.uniform(-self.share, self.share) * lengths.cpu() * chosen).round().long().tolist()
+        furthest = max(map(abs, distances))
+        wide = F.pad(sound, (furthest, furthest))
+        size = sound.shape[1]
+        rows = [row[furthest - away : furthest - away + size] for row, away in zip(wide, distances, strict=True)]
+        return silent_after(torch.stack(rows), lengths)
 
 
 class Speed(Operation):
@@ -141,7 +142,7 @@ class Pitch(Operation):
         for step in sorted(set(picks.tolist()) - {0}):
             rows = (picks == step).nonzero()[:, 0].to(sound.device)
             out[rows] = self.moved(sound[rows], step)
-        return out * clip_mask(lengths, sound.shape[1])
+        return silent_after(out, lengths)
 
     def moved(self, sound: Tensor, step: int) -> Tensor:
         """Return sound [B, N] of another pitch."""

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio
 from ser.audio import SAMPLE_RATE
-from ser.augment import ClipRandom, Operation, check_range
+from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
-from ser.layers import clip_mask
 
 __all__ = ["BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb"]
 
 TAPS = 1024  # length of filters, samples
+BLOCK = 8192  # samples that are filtered at once
 
 
 class Noise(Operation):
@@ -51,7 +52,7 @@ class Noise(Operation):
         tilt = random.uniform(self.tilt_low, self.tilt_high)
         noise = random.normal(sound.shape[1], chosen).to(sound)
         if self.tilt_low or self.tilt_high:
-            inside = noise * clip_mask(lengths, sound.shape[1])
+            inside = silent_after(noise, lengths)
             hertz = frequencies(sound).clamp_min(SAMPLE_RATE / TAPS)
             noise = filtered(inside, hertz ** (-tilt.to(sound)[:, None] / 2))
         return with_noise(sound, lengths, noise, snr)
@@ -171,7 +172,7 @@ class Band(Operation):
         chosen = self.chosen(random).to(sound.device)[:, None]
         hertz = frequencies(sound)
         gain = slope(self.low / hertz.clamp_min(1e-3)) * slope(hertz / self.high)
-        return torch.where(chosen, filtered(sound, gain) * clip_mask(lengths, sound.shape[1]), sound)
+        return torch.where(chosen, silent_after(filtered(sound, gain), lengths), sound)
 
 
 class LowPass(Operation):
@@ -193,7 +194,7 @@ class LowPass(Operation):
         chosen = self.chosen(random).to(sound.device)[:, None]
         edge = random.uniform(self.edge_low, self.edge_high).to(sound)[:, None]
         gain = slope(frequencies(sound) / edge)
-        return torch.where(chosen, filtered(sound, gain) * clip_mask(lengths, sound.shape[1]), sound)
+        return torch.where(chosen, silent_after(filtered(sound, gain), lengths), sound)
 
 
 class Recordings:
@@ -222,10 +223,9 @@ class Recordings:
 
 def with_noise(sound: Tensor, lengths: Tensor, noise: Tensor, snr: Tensor) -> Tensor:
     """Add noise [B, N] to sound [B, N] inside each clip, at ratios of powers [B] in dB; a silent row adds nothing."""
-    noise = noise * clip_mask(lengths, sound.shape[1])
-    energy, noise_energy = sound.square().sum(1), noise.square().sum(1)
-    scale = (energy / noise_energy.clamp_min(1e-12) * 10 ** (-snr.to(sound) / 10)).sqrt()
-    return sound + noise * scale[:, None]
+    noise = silent_after(noise, lengths)
+    norm, noise_norm = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (sound, noise))
+    return torch.addcmul(sound, noise, norm / noise_norm.clamp_min(1e-6) * 10 ** (-snr.to(sound)[:, None] / 20))
 
 
 def in_room(sound: Tensor, lengths: Tensor, answer: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ def in_room(sound: Tensor, lengths: Tensor, answer: Tensor) -> Tensor:
     size = sound.shape[1] + answer.shape[1] - 1
     size = -(-size // 2048) * 2048  # a size that the FFT is fast for
     wet = torch.fft.irfft(torch.fft.rfft(sound, size) * torch.fft.rfft(answer, size), size)[:, : sound.shape[1]]
-    wet = wet * clip_mask(lengths, sound.shape[1])
+    wet = silent_after(wet, lengths)
     before, after = sound.square().sum(1, keepdim=True), wet.square().sum(1, keepdim=True)
     return wet * (before / after.clamp_min(1e-12)).sqrt()
 
@@ -243,13 +243,15 @@ def filtered(sound: Tensor, gain: Tensor) -> Tensor:
 
     The filter is as long for any N, so a clip comes out the same alone and in any batch.
     """
-    half = TAPS // 2
+    half, hop = TAPS // 2, BLOCK - TAPS
     window = torch.hann_window(TAPS + 1, device=sound.device)
     kernel = torch.fft.irfft(gain.to(sound), TAPS)
     kernel = torch.cat([kernel[..., half:], kernel[..., : half + 1]], -1) * window  # the middle comes first
-    size = -(-(sound.shape[1] + TAPS) // 2048) * 2048
-    whole = torch.fft.irfft(torch.fft.rfft(sound, size) * torch.fft.rfft(kernel, size), size)
-    return whole[:, half : half + sound.shape[1]]
+    # Overlap-save: of each block's circular convolution, what lies behind the filter's length is the linear one.
+    count = -(-sound.shape[1] // hop)
+    blocks = F.pad(sound, (half, count * hop + half - sound.shape[1])).unfold(1, BLOCK, hop)
+    spectra = torch.fft.rfft(blocks) * torch.fft.rfft(kernel, BLOCK).unsqueeze(-2)
+    return torch.fft.irfft(spectra, BLOCK)[..., TAPS:].flatten(1)[:, : sound.shape[1]]
 
 
 def frequencies(sound: Tensor) -> Tensor:

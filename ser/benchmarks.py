@@ -7,20 +7,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ser.bench_augment import augment
 from ser.bench_extraction import extraction
 from ser.bench_models import models
+from ser.bench_training import training
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, outputs_folder, write_json
 from ser.measuring import Row, compare, limited
 from ser.tracking import environment
 
-__all__ = ["BENCHMARKS", "prepared_demo", "run"]
+__all__ = ["BENCHMARKS", "run"]
 
 
 def startup() -> list[Row]:
@@ -40,70 +41,6 @@ def startup() -> list[Row]:
         compare("tools/train.py --help against import torch, s", seconds("tools/train.py", "--help"), torch, 1.0),
         compare("ser --help against import torch, s", seconds("-c", ser, "--help"), torch, 1.0),
     ]
-
-
-def training() -> list[Row]:
-    """Time a step of ``fit`` on cached features against a bare loop of the same forward, backward and step."""
-    with prepared_demo():
-        return [step_of_fit()]
-
-
-@contextmanager
-def prepared_demo() -> Iterator[None]:
-    """Make, prepare and extract the demo corpus in a home of its own, so that a benchmark needs nothing before it."""
-    from ser import config, corpora, demo, metadata, preparing, schemes, splits
-    from ser.extraction import extract
-    from ser.files import corpus_folder
-
-    before = os.environ.get("SER_HOME")
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["SER_HOME"] = home
-        try:
-            raw = corpus_folder("demo") / "raw"
-            demo.make(raw)
-            clips, missing = preparing.clips_of(corpora.corpus("demo"), raw)
-            metadata.write_table("demo", clips)
-            metadata.remember_raw("demo", raw, missing)
-            splits.write_split(schemes.make_split("demo", "holdout"))
-            extract(metadata.read_table("demo"), config.load_features("logmel80"))
-            yield
-        finally:
-            os.environ.pop("SER_HOME") if before is None else os.environ.update(SER_HOME=before)
-
-
-def step_of_fit() -> Row:
-    """Compare a step of ``fit`` with a bare one, both on the demo corpus."""
-    import torch
-
-    from ser import config, runs
-    from ser import training as loop
-    from ser.workbench import set_up
-
-    settings = config.load("demo_ecapa", ["train/epochs = 1", "track/wandb = 'off'", "ecapa/channels = 128"])
-    experiment, _ = runs.create(settings)
-    setup = set_up(experiment)
-    order = setup.order(experiment.training, experiment.seed, 0)
-    batches = [part for (part,) in setup.pieces(order, experiment, 0)]
-
-    def fit() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            fresh, run = runs.create(settings)
-            state = loop.fit(fresh, replace(run, folder=Path(folder)), set_up(fresh), progress=False)
-        return state.train_seconds / state.step
-
-    def bare() -> float:
-        setup.model.train()
-        started = time.perf_counter()
-        for batch in batches:
-            logits = setup.model(batch.inputs, batch.lengths)
-            loss = torch.nn.functional.cross_entropy(logits, batch.targets)
-            setup.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(setup.model.parameters(), experiment.training.clip_norm)
-            setup.optimizer.step()
-        return (time.perf_counter() - started) / len(batches)
-
-    return compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.05, repeats=5)
 
 
 DATA_SIZES = (10_000, 100_000, 1_000_000)  # clips of the synthetic tables
@@ -159,7 +96,14 @@ def data_phase(size: int) -> None:
     print(json.dumps({"seconds": seconds, "gib": dist.peak_gib()}))
 
 
-BENCHMARKS = {"data": data, "extraction": extraction, "models": models, "startup": startup, "training": training}
+BENCHMARKS = {
+    "augment": augment,
+    "data": data,
+    "extraction": extraction,
+    "models": models,
+    "startup": startup,
+    "training": training,
+}
 
 
 def run(name: str) -> tuple[Path, list[Row]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ser.benchmarks import prepared_demo
+from ser.bench_training import prepared_demo
 from ser.errors import UserError
 from ser.files import PROJECT, corpus_folder, outputs_folder, write_json
 

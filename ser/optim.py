@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ser.errors import UserError
 
@@ -97,23 +98,25 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay = model, decay
         self.steps = 0
-        self.values = {name: value.detach().clone() for name, value in kept(model).items()}
+        live = kept(model)  # shares memory with the model, which is changed in place
+        self.values = {name: value.clone() for name, value in live.items()}
+        smooth = [name for name, value in live.items() if value.is_floating_point()]
+        self.smooth = [self.values[name] for name in smooth], [live[name] for name in smooth]
+        self.counts = [(self.values[name], live[name]) for name in live if name not in smooth]
 
     @torch.no_grad()
     def update(self) -> None:
         """Let the model's present weights in."""
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for name, value in kept(self.model).items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, share)
-            else:
-                self.values[name].copy_(value)
+        get_ema_multi_avg_fn(1 - share)(*self.smooth, None)
+        for value, now in self.counts:
+            value.copy_(now)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Put the average into the model for a while."""
-        own = {name: value.detach().clone() for name, value in kept(self.model).items()}
+        own = {name: value.clone() for name, value in kept(self.model).items()}
         self.model.load_state_dict(self.values, strict=False)
         try:
             yield

@@ -113,8 +113,9 @@ def test_same_seed_and_epoch_same_result_and_otherwise_another(operation, kind, 
         return Augmentation([operation]).clipwise(kind, x, lengths, seed, epoch, CLIPS)
 
     assert torch.equal(run(1, 0), run(1, 0))
-    assert not torch.equal(run(1, 0), run(1, 1))
-    assert not torch.equal(run(1, 0), run(2, 0))
+    # Some operations only choose clips, and two epochs may choose the same few.
+    assert any(not torch.equal(run(1, 0), run(1, epoch)) for epoch in range(1, 8))
+    assert any(not torch.equal(run(1, 0), run(seed, 0)) for seed in range(2, 9))
 
 
 @each_clipwise

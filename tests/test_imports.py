@@ -12,26 +12,8 @@ import ser
 from ser import config
 from ser.files import PROJECT
 
-ROOMS = [
-    room.strip()
-    for line in ser.__doc__.splitlines()
-    if line.startswith(
-        (
-            "ground ",
-            "basics ",
-            "table ",
-            "raw ",
-            "signal ",
-            "encoders ",
-            "store ",
-            "models ",
-            "learning ",
-            "after ",
-            "door ",
-        )
-    )
-    for room in line.split(maxsplit=1)[1].split(",")
-]
+(FLOORS,) = [block for block in ser.__doc__.split("\n\n") if block.startswith("ground ")]
+ROOMS = [room.strip() for line in FLOORS.splitlines() for room in line.split(maxsplit=1)[1].split(",")]
 
 
 def imported(room: str) -> set[str]:

@@ -236,7 +236,10 @@ def test_a_label_that_the_model_does_not_know_is_named(trained_home):
 
 
 def test_sound_can_be_read_at_every_step_with_noise_and_gain(trained_home):
-    heavy = ["Features.cached = False", "Augmentation.operations = [@Noise(), @SoundMixup(), @Gain(), @SpecAugment(), @Mixup()]"]
+    heavy = [
+        "Features.cached = False",
+        "Augmentation.operations = [@Noise(), @SoundMixup(), @Gain(), @SpecAugment(), @Mixup()]",
+    ]
     experiment, run = start("ravdess_ecapa", *heavy, "train/epochs = 1")
     assert runs.train(experiment, run, progress=False) == 0
 
