@@ -14,8 +14,10 @@ part := "test"
 labels := ""
 # clips of each speaker that `eval` normalises by, for models that do; all without it
 speaker_clips := ""
-# processes that share the work of `extract`, `train` and `resume`; with GPUs, one each
+# processes that share the work of `extract`, `train`, `resume` and each fold of `cv`; with GPUs, one each
 gpus := "1"
+# folds that `cv` trains at the same time
+jobs := "1"
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
@@ -137,11 +139,11 @@ train EXP *OVERRIDES: _install
 resume RUN: _install
     @'{{ python }}' {{ launch }} '{{ tools }}/train.py' --resume "$1"
 
-# train and test every fold of the experiment's scheme, resumable, and pool the folds
+# train and test every fold of the experiment's scheme, resumable, and pool the folds: just jobs=3 cv EXP
 [group('3-5 training')]
 [no-cd]
 cv EXP *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/cv_train.py' "$@"
+    @'{{ python }}' '{{ tools }}/cv_train.py' "$@" --jobs '{{ jobs }}' --gpus '{{ gpus }}'
 
 # hear and see what each augmentation does, to one sound: just augment-demo FILE
 [group('3-5 training')]

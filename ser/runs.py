@@ -1,4 +1,4 @@
-"""One run from its configuration to its figures: create, train, evaluate, cross-validate."""
+"""One run from its configuration to its figures: create, train, evaluate, on its own corpus or another."""
 
 import hashlib
 import sys
@@ -24,8 +24,7 @@ from ser.tracking import environment, read_log
 from ser.votes import Votes, plurality, stored_votes
 from ser.workbench import set_up
 
-__all__ = ["create", "cross", "cross_validate", "evaluate", "reopen", "train"]
-SAME_IN_FOLDS = ("model", "parameters_total", "parameters_trained", "label_source", "trained_labels", "dropped")
+__all__ = ["create", "cross", "evaluate", "raters", "reopen", "tags_of", "train"]
 
 
 def create(settings: config.Config) -> tuple[Experiment, Run]:
@@ -325,79 +324,3 @@ def about_run(model: Trained) -> dict[str, Any]:
         "dropped": sorted(model.experiment.protocol.drop),
         "speaker_independent": not model.experiment.protocol.tags,
     }
-
-
-def cross_validate(
-    experiment: str, overrides: Sequence[str] = (), progress: bool = True
-) -> tuple[Path, dict[str, Any]] | int:
-    """Train and test every fold of the experiment's scheme, then pool the out-of-fold predictions.
-
-    Finished folds are kept, an interrupted one goes on; each test fold is scored once.
-
-    Returns:
-        The folder written and the pooled metrics, or the exit status where training was interrupted.
-
-    Raises:
-        UserError: a scheme without folds, or as ``train`` and ``evaluate``.
-    """
-    first, head = create(config.load(experiment, [*overrides, "split/fold = 1"]))
-    folds = first.protocol.split.folds
-    if not folds:
-        raise UserError(f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that has")
-    results, predictions, scored = [], [], []
-    for fold in range(1, folds + 1):
-        fold_experiment, run = create(config.load(experiment, [*overrides, f"split/fold = {fold}"]))
-        print(f"\nfold {fold} of {folds}")
-        if status := train(fold_experiment, run, progress):
-            return status
-        protocol = fold_experiment.protocol
-        folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-        if not is_current(folder / "metrics.json", run, fold_experiment):
-            folder, _ = evaluate(str(run.folder), "test", progress=progress)
-        results.append(read_json(folder / "metrics.json"))
-        predictions.append(evaluation.read_predictions(folder / "predictions.csv"))
-        scored += protocol.part("test")
-        print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
-    cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
-    protocol = first.protocol
-    about = {
-        **{key: results[0][key] for key in SAME_IN_FOLDS},
-        "run": cv_folder.name,
-        "hours": round(sum(result["hours"] for result in results), 3),
-        "trained_on": f"{protocol.corpus} {protocol.scheme}, each fold on the others",
-        "speaker_independent": not protocol.tags,
-        "corpus": protocol.corpus,
-        "split_scheme": protocol.scheme,
-        "fold": None,
-        "part": "test",
-        "split_sha256": protocol.split.sha256,
-        "clips_missing": protocol.table.missing,
-        "raters": raters(protocol.votes, protocol.label_source, scored),
-        "tags": ["pooled-folds", *tags_of(first)],
-        "test_scorings": max(result["test_scorings"] for result in results),
-        "folds": [
-            {"fold": number, "run": result["run"], **{name: result[name] for name in evaluation.metrics.FIGURES}}
-            for number, result in enumerate(results, start=1)
-        ],
-    }
-    folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-    return folder, evaluation.write_evaluation(folder, evaluation.pool(predictions), about)
-
-
-def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
-    """Say whether figures were made with a run's best checkpoint, today's split and all clips that are at hand.
-
-    Raises:
-        UserError: the run itself was made with other clips or another split.
-    """
-    best = checkpoints.load(run.best)
-    check_unchanged(run, experiment, best, run.best)
-    if not path.is_file():
-        return False
-    figures = read_json(path)
-    wanted = {
-        "checkpoint": {name: best["state"][name] for name in ("epoch", "step")},
-        "split_sha256": experiment.protocol.split.sha256,
-        "n_clips": len(experiment.protocol.part("test")),
-    }
-    return all(figures.get(name) == value for name, value in wanted.items())

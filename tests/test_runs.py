@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import config, runs, summary
+from ser import config, folds, runs, summary
 from ser.errors import UserError
 from ser.evaluation import Predictions, pool, read_predictions, score
 from ser.files import read_json, write_csv
@@ -183,7 +184,7 @@ def test_pooling_refuses_a_clip_scored_twice():
 
 
 def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys):
-    done = runs.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    done = folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     folder, metrics = done
     assert len(metrics["folds"]) == 5
     assert metrics["fold"] is None
@@ -194,15 +195,31 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     pooled = score(read_predictions(folder / "predictions.csv"))
     assert metrics["uar"] == pytest.approx(pooled["uar"])
     capsys.readouterr()
-    again = runs.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    again = folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     assert capsys.readouterr().out.count("already trained") == 5
     assert again[1]["uar"] == metrics["uar"]
     assert again[1]["test_scorings"] == 1
 
 
+def test_folds_that_train_at_the_same_time_are_pooled_and_one_that_fails_is_named(trained_home):
+    settings = [*SMALL, "split/scheme = 'kfold5'"]
+    done = command("cv_train.py", "demo_ecapa", *settings, "--jobs", 3, home=trained_home)
+    assert done.returncode == 0, done.stderr
+    (folder,) = trained_home.glob("outputs/demo_ecapa-cv-*")
+    assert sorted(path.name for path in folder.glob("*.log")) == [f"fold{k}.log" for k in range(1, 6)]
+    metrics = read_json(folder / "eval/demo-kfold5-test/metrics.json")
+    assert [fold["fold"] for fold in metrics["folds"]] == [1, 2, 3, 4, 5]
+    assert metrics["n_speakers"] == 12
+    line = one_error_line(
+        command("cv_train.py", "demo_ecapa", *settings, "train/lr = 1e30", "Training.clip_norm = 1e30", "--jobs", 2)
+    )
+    assert re.search(r"fold \d ended with status 2: error: .*lower train/lr.*fold\d\.log", line)
+    assert "expected 1 or more" in one_error_line(command("cv_train.py", "demo_ecapa", *settings, "--jobs", 0))
+
+
 def test_cross_validation_needs_folds(trained_home):
     with pytest.raises(UserError, match="has no folds"):
-        runs.cross_validate("demo_ecapa", SMALL, progress=False)
+        folds.cross_validate("demo_ecapa", SMALL, progress=False)
 
 
 def test_summary_has_a_line_for_every_evaluation(run, trained_home):

@@ -13,6 +13,7 @@ from corpus_factory import prepare_corpus
 from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
 from ser.errors import UserError
+from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.protocol import Protocol
@@ -115,7 +116,7 @@ def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_hom
         assert 0 <= metrics["raters"]["uar"] <= 1
         for source, raters in (("voice_soft", False), ("multimodal", True)):
             folds = ["split/scheme = 'kfold5'", f"labels/source = '{source}'"]
-            _, metrics = runs.cross_validate("crema_d_ecapa", [*small, *folds], progress=False)
+            _, metrics = cross_validate("crema_d_ecapa", [*small, *folds], progress=False)
             assert metrics["label_source"] == source
             assert (metrics["raters"] is not None) == raters
     finally:

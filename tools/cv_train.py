@@ -10,11 +10,13 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
+    parser.add_argument("--jobs", type=int, default=1, help="folds that train at the same time")
+    parser.add_argument("--gpus", type=int, default=1, help="processes that share each training")
     arguments = parser.parse_args()
 
-    from ser import reporting, runs
+    from ser import folds, reporting
 
-    done = runs.cross_validate(arguments.experiment, arguments.overrides)
+    done = folds.cross_validate(arguments.experiment, arguments.overrides, jobs=arguments.jobs, gpus=arguments.gpus)
     if isinstance(done, int):
         return done
     print(reporting.evaluation(*done))
