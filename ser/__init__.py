@@ -3,13 +3,14 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    annotations, errors, interrupts, files, progress, plots
-basics    labels, audio, layers, interfaces, dist, metrics, stats, losses
+basics    labels, audio, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, augment_sound, augment_surroundings, augment_features
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
+scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     augment_demo, probing, comparing, summary, reporting
 door      config, runs, folds

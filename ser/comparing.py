@@ -7,8 +7,8 @@ import numpy as np
 
 from ser import metrics, stats
 from ser.errors import UserError, nearest, some
-from ser.evaluation import Predictions, read_predictions
 from ser.files import outputs_folder, run_folder, write_csv, write_json
+from ser.predictions import Predictions, read_predictions
 
 __all__ = ["compare", "table"]
 
@@ -27,7 +27,7 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
     label = shared_evaluation(folders, part)
-    one, other = (aligned(read_predictions(folder / "eval" / label / "predictions.csv")) for folder in folders)
+    one, other = (read_predictions(folder / "eval" / label / "predictions.csv").by_clip() for folder in folders)
     check_same(one, other, folders)
     result = comparison(one, other) | {
         "first": folders[0].name, "second": folders[1].name, "evaluation": label,
@@ -55,18 +55,6 @@ def shared_evaluation(folders: list[Path], part: str) -> str:
     raise UserError(f"no evaluation on '{part}' that both runs have{nearest(part, sorted(have[0] | have[1]))}")
 
 
-def aligned(predictions: Predictions) -> Predictions:
-    """Return predictions in the order of the clips' names."""
-    order = np.argsort(predictions.clips)
-    return Predictions(
-        [predictions.clips[row] for row in order],
-        [predictions.speakers[row] for row in order],
-        [predictions.references[row] for row in order],
-        predictions.labels,
-        predictions.logits[order],
-    )
-
-
 def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> None:
     """Raise a UserError where two runs were not scored on the same."""
     names = " and ".join(folder.name for folder in folders)
@@ -84,7 +72,7 @@ def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> Non
 def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
     """Return both runs' figures and what is between them."""
     index = {label: number for number, label in enumerate(one.labels)}
-    references = np.array([index[label] for label in one.references])
+    references = one.indices
     speakers = np.array(one.speakers)
     first, second = (
         stats.speaker_confusions(speakers, references, predictions.answers, len(index)) for predictions in (one, other)

@@ -1,6 +1,7 @@
 """Cross-validation: every fold trained and tested, one after the other or several at once, then pooled."""
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ser import checkpoints, config, evaluation
+from ser import checkpoints, config, evaluation, metrics
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.files import PROJECT, outputs_folder, read_json
 from ser.interrupts import stop_requests
+from ser.predictions import pool, read_predictions
 from ser.progress import cores
 from ser.runs import create, evaluate, raters, tags_of, train
 from ser.state import check_unchanged
@@ -54,7 +56,7 @@ def cross_validate(
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
     if apart and (status := train_apart(experiment, overrides, folds, jobs, gpus, cv_folder)):
         return status
-    results, predictions, scored = [], [], []
+    results, predictions, tempered, scored = [], [], [], []
     for fold in range(1, folds + 1):
         fold_experiment, run = create(config.load(experiment, [*overrides, f"split/fold = {fold}"]))
         print(f"\nfold {fold} of {folds}")
@@ -65,7 +67,8 @@ def cross_validate(
         if not is_current(folder / "metrics.json", run, fold_experiment):
             folder, _ = evaluate(str(run.folder), "test", progress=progress)
         results.append(read_json(folder / "metrics.json"))
-        predictions.append(evaluation.read_predictions(folder / "predictions.csv"))
+        predictions.append(read_predictions(folder / "predictions.csv"))
+        tempered.append(predictions[-1].tempered(results[-1]["temperature"]))
         scored += protocol.part("test")
         print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
     protocol = first.protocol
@@ -84,13 +87,19 @@ def cross_validate(
         "raters": raters(protocol.votes, protocol.label_source, scored),
         "tags": ["pooled-folds", *tags_of(first)],
         "test_scorings": max(result["test_scorings"] for result in results),
+        "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [
-            {"fold": number, "run": result["run"], **{name: result[name] for name in evaluation.metrics.FIGURES}}
+            {"fold": number, "run": result["run"], **{name: result[name] for name in metrics.FIGURES}}
             for number, result in enumerate(results, start=1)
         ],
     }
     folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-    return folder, evaluation.write_evaluation(folder, evaluation.pool(predictions), about)
+    return folder, evaluation.write_evaluation(folder, pool(predictions), about, scored, pool(tempered))
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and standard deviation (of a sample) of some runs' figures."""
+    return {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
 
 
 def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
@@ -108,6 +117,7 @@ def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
         "checkpoint": {name: best["state"][name] for name in ("epoch", "step")},
         "split_sha256": experiment.protocol.split.sha256,
         "n_clips": len(experiment.protocol.part("test")),
+        "temperature": best.get("temperature", 1.0),
     }
     return all(figures.get(name) == value for name, value in wanted.items())
 

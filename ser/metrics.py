@@ -1,13 +1,27 @@
-"""Figures from pooled predictions: WA, UAR, macro-F1, from one confusion matrix.
+"""Figures from pooled predictions: WA, UAR, macro-F1 and weighted F1, from one confusion matrix.
 
 WA (weighted accuracy) is plain accuracy. UAR (unweighted average recall, balanced accuracy) is the mean of
 recalls over the classes that occur. Macro-F1 averages over the classes that occur among references or
-answers, as scikit-learn does. A confusion matrix is [..., C, C]: rows are references, columns are answers.
+answers, weighted F1 weighs them by their clips, as scikit-learn does. A confusion matrix is [..., C, C]: rows are
+references, columns are answers.
 """
 
 import numpy as np
 
-__all__ = ["FIGURES", "confusion", "figures", "macro_f1", "recalls", "uar", "wa"]
+__all__ = [
+    "FIGURES",
+    "confusion",
+    "f1s",
+    "figures",
+    "macro_f1",
+    "mean_of_present",
+    "precisions",
+    "ratio",
+    "recalls",
+    "uar",
+    "wa",
+    "weighted_f1",
+]
 
 
 def confusion(references: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
@@ -31,13 +45,28 @@ def uar(counts: np.ndarray) -> np.ndarray:
     return mean_of_present(recalls(counts))
 
 
+def precisions(counts: np.ndarray) -> np.ndarray:
+    """Return the precision of each class [..., C]; NaN where a class is never answered."""
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-2))
+
+
+def f1s(counts: np.ndarray) -> np.ndarray:
+    """Return the F1 of each class [..., C]; NaN where it occurs neither among references nor answers."""
+    return ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2))
+
+
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     """Return the mean F1 [...] over the classes that occur among references or answers."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    return mean_of_present(ratio(2 * hits, counts.sum(-1) + counts.sum(-2)))
+    return mean_of_present(f1s(counts))
 
 
-FIGURES = {"wa": wa, "uar": uar, "macro_f1": macro_f1}
+def weighted_f1(counts: np.ndarray) -> np.ndarray:
+    """Return the mean F1 [...], each class weighted by its clips; NaN where there are none."""
+    clips = counts.sum(-1)
+    return ratio((np.nan_to_num(f1s(counts)) * clips).sum(-1), clips.sum(-1))
+
+
+FIGURES = {"wa": wa, "uar": uar, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
 
 
 def figures(counts: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ser.files import write_atomically
 
-__all__ = ["confusion", "curves", "histogram", "layers", "spectrograms"]
+__all__ = ["calibration", "confusion", "curves", "histogram", "layers", "spectrograms"]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
@@ -56,6 +56,41 @@ def confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str)
     ax.set_title(title, fontsize=10)
     ax.spines[:].set_visible(False)
     drawing.colorbar(image, ax=ax, shrink=0.7, label="share of the reference class")
+    save(drawing, path)
+
+
+def calibration(path: Path, metrics: Mapping[str, Any], title: str) -> None:
+    """Draw reliability, before and after the temperature, and how the risk grows with what is answered.
+
+    Args:
+        path: of the PNG.
+        metrics: of ``scoring.score``.
+        title: above both.
+    """
+    drawing, (left, right) = figure(8.4, 3.6, columns=2)
+    left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--")
+    states = [("as trained", BLUE, metrics)]
+    if after := metrics.get("calibrated"):
+        states.append(("after the temperature", ORANGE, after))
+    for name, color, values in states:
+        bins = [row for row in values["reliability"] if row[0] >= 5]  # fewer clips say nothing
+        label = f"{name}, ECE {values['ece']:.3f}"
+        left.plot([row[1] for row in bins], [row[2] for row in bins], color=color, marker="o", ms=4, label=label)
+    left.set_xlim(0, 1)
+    left.set_ylim(0, 1)
+    left.set_xlabel("confidence")
+    left.set_ylabel("share of right answers")
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    curve = metrics["risk_coverage"]
+    right.plot(curve["coverage"], curve["risk"], color=BLUE, marker="o", ms=3, label=f"area {curve['area']:.3f}")
+    right.set_xlim(0, 1.02)
+    right.set_ylim(0, max(0.05, 1.1 * max(curve["risk"])))
+    right.set_xlabel("share of the clips that are answered, the surest first")
+    right.set_ylabel("share of wrong answers")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    for ax in (left, right):
+        ax.grid(alpha=0.25)
+    drawing.suptitle(title, fontsize=10)
     save(drawing, path)
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ser import evaluation, plots
+from ser import plots
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
 from ser.experiment import Experiment
 from ser.features import Features
 from ser.files import outputs_folder, write_csv, write_json
 from ser.losses import class_weights
+from ser.predictions import Predictions
 from ser.progress import cores
 from ser.progress import progress as progress_bar
+from ser.scoring import score
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
 __all__ = ["probe", "table"]
@@ -67,7 +69,7 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     for (name, fold), answer in zip(work, progress_bar(jobs, "probe", len(work), "fit", progress), strict=True):
         logits[name][folds[fold]] = answer
     about = (batch.names, list(speakers), [clip.emotion for clip in clips], model.labels)
-    rows = [row_of(name, evaluation.Predictions(*about, each)) for name, each in logits.items()]
+    rows = [row_of(name, Predictions(*about, each)) for name, each in logits.items()]
     part = protocol.scheme if protocol.fold is None else f"{protocol.scheme}-fold{protocol.fold}"
     folder = outputs_folder() / "probe" / f"{protocol.corpus}-{part}-{experiment.features.store}"
     title = f"{experiment.features.name} on {protocol.describe()}\ntraining part, {len(folds)} folds by speaker"
@@ -107,9 +109,9 @@ def held_out_logits(
     return logits
 
 
-def row_of(layer: str, predictions: evaluation.Predictions) -> dict[str, Any]:
+def row_of(layer: str, predictions: Predictions) -> dict[str, Any]:
     """Return the figures of one layer."""
-    figures = evaluation.score(predictions)
+    figures = score(predictions)
     row: dict[str, Any] = {"layer": layer}
     for name in ("uar", "wa"):
         low, high = figures["ci95"][name] or (None, None)

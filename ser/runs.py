@@ -19,6 +19,7 @@ from ser.interrupts import Interrupted
 from ser.labels import CALM_POLICIES, label_set, shared_labels
 from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
+from ser.predictions import Predictions
 from ser.state import check_unchanged, is_finished
 from ser.tracking import environment, read_log
 from ser.votes import Votes, plurality, stored_votes
@@ -136,6 +137,11 @@ class Trained:
     checkpoint: dict[str, Any]
 
     @property
+    def temperature(self) -> float:
+        """What logits are to be divided by, as validation says; 1 for a checkpoint of an earlier ser."""
+        return float(self.checkpoint.get("temperature", 1.0))
+
+    @property
     def finished(self) -> bool:
         """Whether the run has made its last step; a figure made before is only provisional."""
         return self.run.last.is_file() and is_finished(self.run)
@@ -208,7 +214,9 @@ def evaluate(
         "test_scorings": scorings,
     }
     folder = model.run.folder / "eval" / label
-    return folder, evaluation.write_evaluation(folder, predictions, about)
+    return folder, evaluation.write_evaluation(
+        folder, predictions, about, clips, predictions.tempered(model.temperature)
+    )
 
 
 def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) -> tuple[Path, dict[str, Any]]:
@@ -232,7 +240,7 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
     shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
     clips = [clip for clip in table.clips if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
-    predictions = predict(model.experiment, corpus, clips, progress, None, table.clips).mapped(shared, mapping)
+    predictions = predict(model.experiment, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
     label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}")
     about = about_run(model) | {
@@ -251,7 +259,8 @@ def cross(name: str, corpus: str, calm: str = "neutral", progress: bool = True) 
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
     }
     folder = model.run.folder / "eval" / label
-    return folder, evaluation.write_evaluation(folder, predictions, about)
+    tempered = predictions.tempered(model.temperature).mapped(shared, mapping)
+    return folder, evaluation.write_evaluation(folder, predictions.mapped(shared, mapping), about, clips, tempered)
 
 
 def predict(
@@ -261,7 +270,7 @@ def predict(
     progress: bool,
     speaker_clips: int | None,
     company: Sequence[Clip],
-) -> evaluation.Predictions:
+) -> Predictions:
     """Run the model over clips of any corpus; all of ``company``, labelled or not, tells it of their speakers."""
     features, table = experiment.features, read_table(corpus)
     at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
@@ -319,6 +328,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
         "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
+        "temperature": model.temperature,
         "trained_on": model.experiment.protocol.describe(),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),

@@ -4,10 +4,11 @@ import time
 
 import torch
 
-from ser import evaluation, plots
+from ser import plots
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.progress import progress as progress_bar
+from ser.scoring import validation_figures
 from ser.state import State, epoch_values, save
 from ser.tracking import Tracker, read_log
 from ser.workbench import Setup
@@ -41,20 +42,21 @@ def solve(
         logits = model(train.inputs, train.lengths, train.speakers)
         state.losses = [float(experiment.loss(logits, train.targets, setup.weights, setup.prior))]
         predictions = setup.validate(experiment)
-        figures = evaluation.score(predictions)
-        tracker.log(state.step, epoch_values(state, figures, predictions, len(setup.train)) | {"strength": strength})
+        figures = validation_figures(predictions)
+        tracker.log(state.step, epoch_values(state, figures, len(setup.train)) | {"strength": strength})
         state.close_epoch()
         if better := figures["uar"] > state.best_uar:
             state.best_uar, state.best_epoch, best = figures["uar"], state.epoch, strength
             tracker.confusion(state.step, figures["confusion"], predictions.labels)
-            save(run.best, experiment, run, state, setup)
+            validated = predictions
+            save(run.best, experiment, run, state, setup, validated=validated)
         if progress:
             print(f"C {strength:<8g} validation UAR {figures['uar']:.3f}{'  best' if better else ''}")
     state.finished = True
     if model.refit:
         both = setup.reader.whole([*setup.train, *setup.validation]).to(setup.weights.device)
         model.solve(both, setup.weights, best)
-        save(run.best, experiment, run, state, setup)
+        save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)
     plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
     tracker.close()

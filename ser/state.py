@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ser import checkpoints, dist
+from ser import calibration, checkpoints, dist
 from ser.errors import UserError, some
-from ser.evaluation import Predictions
 from ser.experiment import Experiment, Run, Training
 from ser.optim import kept
+from ser.predictions import Predictions
 from ser.protocol import Protocol
 from ser.workbench import Setup
 
@@ -78,23 +78,20 @@ class State:
         return better
 
 
-def epoch_values(state: State, figures: dict, predictions: Predictions, clips: int) -> dict[str, Any]:
+def epoch_values(state: State, figures: dict[str, Any], clips: int) -> dict[str, Any]:
     """Return the line of the log that closes an epoch; what differs from one time to the next is ``speed/``.
 
     Args:
         state: before the epoch is closed.
-        figures, predictions: of validation.
+        figures: of ``scoring.validation_figures``.
         clips: that the epoch's steps saw.
     """
-    index = [predictions.labels.index(reference) for reference in predictions.references]
     seconds = max(state.epoch_seconds, 1e-9)
-    likelihoods = np.log(predictions.probabilities[np.arange(len(index)), index].clip(1e-12))
     return {
         "epoch": state.epoch + 1,
         "epoch/train_loss": float(np.mean(state.losses)) if state.losses else float("nan"),
-        "val/loss": float(-likelihoods.mean()),
-        **{f"val/{name}": figures[name] for name in ("uar", "wa", "macro_f1")},
-        **{f"val/recall_{label}": value for label, value in figures["recall"].items() if value is not None},
+        **{f"val/{name}": figures[name] for name in ("loss", "uar", "wa", "macro_f1")},
+        **{f"val/recall_{label}": value for label, value in figures["recall"].items()},
         "speed/hours": (state.train_seconds + state.validation_seconds) / 3600,
         "speed/clips_per_second": clips / seconds,
         "speed/waiting": state.waited_seconds / seconds,
@@ -109,9 +106,11 @@ def save(
     state: State,
     setup: Setup,
     scaler: torch.amp.GradScaler | None = None,  # type: ignore[name-defined]
+    validated: Predictions | None = None,
 ) -> None:
     """Write a self-describing checkpoint: the model that answers, or with a scaler everything to resume from.
 
+    What it ``validated`` gives the temperature that makes its probabilities right there.
     Every process calls it, since each has random numbers of its own; the main one writes.
     """
     resumable = scaler is not None
@@ -128,6 +127,8 @@ def save(
         "train_speakers": sorted({clip.speaker for clip in setup.heard}),
         "state": asdict(state),
     }
+    if validated is not None:
+        content["temperature"] = calibration.temperature(validated.logits, validated.indices)
     if scaler is not None:
         content |= {"optimizer": setup.optimizer.state_dict(), "rng": rngs, "scaler": scaler.state_dict()}
         if setup.averaged is not None:

@@ -7,11 +7,14 @@ from ser import metrics
 __all__ = [
     "DRAWS",
     "FEWEST_SPEAKERS",
+    "draws",
+    "interval",
     "interval_reason",
+    "number",
     "paired_intervals",
     "permutation_p",
     "speaker_confusions",
-    "speaker_intervals",
+    "weighted",
 ]
 
 DRAWS = 2000  # bootstrap draws
@@ -34,53 +37,45 @@ def interval_reason(speakers: int) -> str | None:
     return f"{speakers} speakers, fewer than {FEWEST_SPEAKERS}: pool the folds of a cross-validation to get an interval"
 
 
-def speaker_intervals(per_speaker: np.ndarray, seed: int = 0) -> dict[str, list[float] | None]:
-    """Return the 95 % percentile bootstrap interval of each figure, resampling speakers with replacement.
+def draws(speakers: int, count: int, seed: int = 0) -> np.ndarray:
+    """Return how often each draw takes each speaker, [1 + count, S]: first each once, then drawn with replacement."""
+    drawn = np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=count)
+    return np.concatenate([np.ones((1, speakers)), drawn])
 
-    A class missing from a draw is left out of that draw's UAR, as it would be from a test part without it.
-    The interval covers the choice of speakers, not the variation between training seeds.
 
-    Args:
-        per_speaker: confusion matrices [S, C, C] of ``speaker_confusions``.
-        seed: of the draws.
+def interval(values: np.ndarray) -> list[float] | None:
+    """Return the 95 % percentile interval of draws [W], leaving NaN out; None where there is nothing to go by."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return None
+    return [float(edge) for edge in np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
-    Returns:
-        ``{"wa": [low, high], ...}``, or None for each figure below ``FEWEST_SPEAKERS`` speakers.
-    """
-    speakers = len(per_speaker)
-    if interval_reason(speakers):
-        return dict.fromkeys(metrics.FIGURES)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=DRAWS)  # [draws, S]
-    drawn = weighted(per_speaker, weights)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {
-        name: [float(edge) for edge in np.nanquantile(figure(drawn), tails)] for name, figure in metrics.FIGURES.items()
-    }
+
+def number(value: float) -> float | None:
+    """Return a float, or None for NaN, which JSON does not know."""
+    return None if np.isnan(value) else float(value)
 
 
 def paired_intervals(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, list[float] | None]:
     """Return the 95 % percentile bootstrap interval of each figure's difference, second less first.
 
-    Both were scored on the same clips; a draw takes the same speakers of both.
+    Both were scored on the same clips; a draw takes the same speakers of both. A class missing from a draw is left
+    out of that draw's UAR, as it would be from a test part without it. The interval covers the choice of speakers,
+    not the variation between training seeds.
 
     Args:
         first, second: confusion matrices [S, C, C] of the same S speakers.
         seed: of the draws.
 
     Returns:
-        As ``speaker_intervals``.
+        ``{"wa": [low, high], ...}``, or None for each figure below ``FEWEST_SPEAKERS`` speakers.
     """
     speakers = len(first)
     if interval_reason(speakers):
         return dict.fromkeys(metrics.FIGURES)
-    draws = np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=DRAWS)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    one, other = weighted(first, draws), weighted(second, draws)
-    return {
-        name: [float(edge) for edge in np.nanquantile(figure(other) - figure(one), tails)]
-        for name, figure in metrics.FIGURES.items()
-    }
+    weights = draws(speakers, DRAWS, seed)[1:]
+    one, other = weighted(first, weights), weighted(second, weights)
+    return {name: interval(figure(other) - figure(one)) for name, figure in metrics.FIGURES.items()}
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:

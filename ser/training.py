@@ -4,12 +4,13 @@ import time
 
 import numpy as np
 
-from ser import dist, evaluation, plots
+from ser import dist, plots
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.interrupts import Interrupted, stop_requests
 from ser.progress import progress as progress_bar
 from ser.samplers import prefetch, timed
+from ser.scoring import validation_figures
 from ser.solving import solve
 from ser.state import State, epoch_values, restore, save
 from ser.steps import Stepper, check_finite
@@ -83,8 +84,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                     raise Interrupted(f"stopped at step {state.step}; {how_to_go_on(run)}", stop.status)
 
             predictions = setup.validate(experiment)
-            figures = evaluation.score(predictions)
-            values = epoch_values(state, figures, predictions, state.batch * training.batch_size)
+            figures = validation_figures(predictions)
+            values = epoch_values(state, figures, state.batch * training.batch_size)
             tracker.log(state.step, values)
             state.close_epoch()
             if better := state.improves(figures["uar"], training):
@@ -99,7 +100,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                 )
             if better:
                 tracker.confusion(state.step, figures["confusion"], predictions.labels)
-                save(run.best, experiment, run, state, setup)
+                save(run.best, experiment, run, state, setup, validated=predictions)
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():
                 plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)

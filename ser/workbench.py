@@ -17,6 +17,7 @@ from ser.layers import InputNorm, normalises_by_speaker
 from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.optim import Average
+from ser.predictions import Predictions
 from ser.samplers import shuffled
 from ser.speakers import Memory
 
@@ -100,7 +101,7 @@ class Setup:
         batch.guests = guests
         return batch.to(self.weights.device)
 
-    def validate(self, experiment: Experiment) -> evaluation.Predictions:
+    def validate(self, experiment: Experiment) -> Predictions:
         """Predict the validation part."""
         precision = experiment.training.precision
         with self.answering():

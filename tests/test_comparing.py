@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from conftest import command, one_error_line
 
-from ser import comparing, evaluation
+from ser import comparing
 from ser.errors import UserError
-from ser.evaluation import Predictions
 from ser.files import read_csv
+from ser.predictions import Predictions, write_predictions
+from ser.scoring import score
 
 LABELS = ("angry", "happy", "sad")
-ABOUT = {
-    "corpus": "demo", "split_scheme": "holdout", "fold": None, "part": "val", "tags": [], "run": "x",
-}  # fmt: skip
 
 
 def predictions(seed: int, skill: float, speakers: int = 9, labels=LABELS) -> Predictions:
@@ -30,7 +28,7 @@ def predictions(seed: int, skill: float, speakers: int = 9, labels=LABELS) -> Pr
 
 def write(home, name: str, made: Predictions, label: str = "demo-holdout-val"):
     folder = home / "outputs" / name
-    evaluation.write_evaluation(folder / "eval" / label, made, ABOUT)
+    write_predictions(folder / "eval" / label / "predictions.csv", made)
     (folder / "run.gin").write_text("")
     return folder
 
@@ -41,7 +39,7 @@ def test_figures_are_those_of_each_and_flips_add_up(home):
     write(home, "other", other)
     folder, result = comparing.compare("one", "other", "val")
     for side, made in (("first", one), ("second", other)):
-        scored = evaluation.score(made)
+        scored = score(made)
         for name, figure in result["figures"].items():
             assert figure[side] == pytest.approx(scored[name])
     uar = result["figures"]["uar"]

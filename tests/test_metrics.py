@@ -25,7 +25,8 @@ def test_figures_are_those_of_scikit_learn(pairs):
     figures = metrics.figures(counts)
     assert figures["wa"] == pytest.approx(accuracy_score(references, answers), abs=1e-12)
     assert figures["uar"] == pytest.approx(balanced_accuracy_score(references, answers), abs=1e-12)
-    assert figures["macro_f1"] == pytest.approx(f1_score(references, answers, average="macro"), abs=1e-12)
+    for average in ("macro", "weighted"):
+        assert figures[f"{average}_f1"] == pytest.approx(f1_score(references, answers, average=average), abs=1e-12)
 
 
 def test_a_worked_example():
@@ -33,7 +34,9 @@ def test_a_worked_example():
     counts = metrics.confusion(np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 2, 2, 0]), 3)
     assert counts.tolist() == [[3, 0, 1], [0, 0, 0], [1, 0, 1]]
     np.testing.assert_array_equal(metrics.recalls(counts), [0.75, np.nan, 0.5])
-    assert metrics.figures(counts) == pytest.approx({"wa": 4 / 6, "uar": 0.625, "macro_f1": (0.75 + 0.5) / 2})
+    assert metrics.figures(counts) == pytest.approx(
+        {"wa": 4 / 6, "uar": 0.625, "macro_f1": (0.75 + 0.5) / 2, "weighted_f1": 4 / 6}
+    )
 
 
 def test_classes_that_are_only_answered_lower_f1_but_not_uar():

@@ -1,0 +1,91 @@
+"""Does a model serve everyone alike? Figures by speaker, sex, age, intensity, statement and length of the clip."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ser import metrics, stats
+from ser.metadata import Clip
+from ser.predictions import Predictions
+from ser.scoring import interval_reason
+
+__all__ = ["COLUMNS", "GROUPINGS", "subgroups"]
+
+COLUMNS = ("grouping", "group", "clips", "speakers", "uar", "uar_low", "uar_high", "wa", "wa_low", "wa_high")
+AGES, SECONDS = (30, 45, 60), (2.0, 3.0, 4.0)  # edges of the bands
+FEWEST_CLIPS = 20  # a smaller group is listed and takes no part in gaps
+
+
+def band(value: float, edges: Sequence[float], unit: str) -> str:
+    """Return the band that a value lies in, such as ``30-45 years``."""
+    place = sum(value >= edge for edge in edges)
+    if place == 0:
+        return f"below {edges[0]:g} {unit}"
+    return f"from {edges[-1]:g} {unit}" if place == len(edges) else f"{edges[place - 1]:g}-{edges[place]:g} {unit}"
+
+
+# What a clip does not tell is an empty text, and stands in no group.
+GROUPINGS: dict[str, Callable[[Clip], str]] = {
+    "sex": lambda clip: clip.sex,
+    "age": lambda clip: band(float(clip.age), AGES, "years") if clip.age else "",
+    "intensity": lambda clip: clip.intensity,
+    "statement": lambda clip: clip.statement,
+    "length": lambda clip: band(clip.seconds, SECONDS, "s"),
+    "speaker": lambda clip: clip.speaker,
+}
+
+
+def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a row a group, and for each grouping the gap of UAR between its best and its worst group.
+
+    Args:
+        predictions: of a part.
+        clips: its clips, in any order, others among them.
+
+    Returns:
+        Rows of ``COLUMNS``; intervals are None below eight speakers. Gaps as ``{"sex": {"best": ..., "worst": ...,
+        "gap": ..., "ci95": ...}}``, the interval being that of the difference of these two groups over draws of
+        speakers; it does not know that the two were picked for being far apart. Classes that a group lacks are left
+        out of its UAR. Speakers have rows and no gap.
+    """
+    known = {clip.clip: clip for clip in clips}
+    speakers, references, answers = np.array(predictions.speakers), predictions.indices, predictions.answers
+    weights = stats.draws(len(set(predictions.speakers)), 0 if interval_reason(predictions) else stats.DRAWS)
+    rows, gaps = [], {}
+    for grouping, group_of in GROUPINGS.items():
+        groups = np.array([group_of(known[clip]) for clip in predictions.clips])
+        names = sorted(set(groups.tolist()) - {""})
+        if len(names) < 2:
+            continue
+        uars: dict[str, np.ndarray] = {}
+        for name in names:
+            inside = groups == name
+            own = np.unique(speakers[inside])
+            per_speaker = np.zeros((len(np.unique(speakers)), len(predictions.labels), len(predictions.labels)))
+            counted = stats.speaker_confusions(
+                speakers[inside], references[inside], answers[inside], len(predictions.labels)
+            )
+            per_speaker[np.searchsorted(np.unique(speakers), own)] = counted
+            drawn = stats.weighted(per_speaker, weights)
+            figures = {"uar": metrics.uar(drawn), "wa": metrics.wa(drawn)}
+            row: dict[str, Any] = {
+                "grouping": grouping,
+                "group": name,
+                "clips": int(inside.sum()),
+                "speakers": len(own),
+            }
+            for figure, values in figures.items():
+                enough = len(own) >= stats.FEWEST_SPEAKERS
+                low, high = (stats.interval(values[1:]) if enough else None) or (None, None)
+                row |= {figure: stats.number(values[0]), f"{figure}_low": low, f"{figure}_high": high}
+            rows.append(row)
+            if inside.sum() >= FEWEST_CLIPS:
+                uars[name] = figures["uar"]
+        if grouping != "speaker" and len(uars) > 1:
+            best, worst = (pick(uars, key=lambda name: uars[name][0]) for pick in (max, min))
+            apart = uars[best] - uars[worst]
+            gaps[grouping] = {
+                "best": best, "worst": worst, "gap": stats.number(apart[0]), "ci95": stats.interval(apart[1:]),
+            }  # fmt: skip
+    return rows, gaps
