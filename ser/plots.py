@@ -85,7 +85,7 @@ def calibration(path: Path, metrics: Mapping[str, Any], title: str) -> None:
     right.plot(curve["coverage"], curve["risk"], color=BLUE, marker="o", ms=3, label=f"area {curve['area']:.3f}")
     right.set_xlim(0, 1.02)
     right.set_ylim(0, max(0.05, 1.1 * max(curve["risk"])))
-    right.set_xlabel("share of the clips that are answered, the surest first")
+    right.set_xlabel("share of clips answered, surest first")
     right.set_ylabel("share of wrong answers")
     right.legend(frameon=False, fontsize=8, loc="lower right")
     for ax in (left, right):

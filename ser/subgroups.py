@@ -14,7 +14,7 @@ __all__ = ["COLUMNS", "GROUPINGS", "subgroups"]
 
 COLUMNS = ("grouping", "group", "clips", "speakers", "uar", "uar_low", "uar_high", "wa", "wa_low", "wa_high")
 AGES, SECONDS = (30, 45, 60), (2.0, 3.0, 4.0)  # edges of the bands
-FEWEST_CLIPS = 20  # a smaller group is listed and takes no part in gaps
+FEWEST_CLIPS, FEWEST_PEOPLE = 20, 4  # a smaller group is listed and takes no part in gaps
 
 
 def band(value: float, edges: Sequence[float], unit: str) -> str:
@@ -80,7 +80,7 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
                 low, high = (stats.interval(values[1:]) if enough else None) or (None, None)
                 row |= {figure: stats.number(values[0]), f"{figure}_low": low, f"{figure}_high": high}
             rows.append(row)
-            if inside.sum() >= FEWEST_CLIPS:
+            if inside.sum() >= FEWEST_CLIPS and len(own) >= FEWEST_PEOPLE:
                 uars[name] = figures["uar"]
         if grouping != "speaker" and len(uars) > 1:
             best, worst = (pick(uars, key=lambda name: uars[name][0]) for pick in (max, min))

@@ -158,6 +158,7 @@ def test_groups_have_the_figures_of_their_clips_and_gaps_their_difference():
         "below 30 years", "30-45 years", "45-60 years", "from 60 years",
     }  # fmt: skip
     assert by_group["age", "from 60 years"]["uar_low"] is None  # too few speakers
+    assert "from 60 years" not in (gaps["age"]["best"], gaps["age"]["worst"])
     assert sum(row["grouping"] == "speaker" for row in rows) == 16
 
 
