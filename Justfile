@@ -18,6 +18,10 @@ speaker_clips := ""
 gpus := "1"
 # folds that `cv` trains at the same time
 jobs := "1"
+# 1: `eval` also speakers that the model was trained on; its figures are tagged
+seen := ""
+# 1: `cross` normalises by the other corpus's statistics, without its labels; its figures are tagged
+adapt := ""
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
@@ -25,6 +29,8 @@ root := justfile_directory()
 python := root / ".venv/bin/python"
 tools := root / "tools"
 launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --nproc-per-node " + gpus }
+scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
+adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
 enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
@@ -155,13 +161,13 @@ augment-demo *SOUND: _install
 [group('6-7 evaluation')]
 [no-cd]
 eval RUN: _install
-    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }}
+    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }} {{ scored }}
 
-# score a run on another corpus, over the shared labels: just calm=leave_out cross last crema_d
+# score a run on another corpus over the shared labels, or every run on every other: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
 [no-cd]
-cross RUN CORPUS: _install
-    @'{{ python }}' '{{ tools }}/cross_corpus.py' "$1" "$2" --calm '{{ calm }}'
+cross *RUN_CORPUS: _install
+    @'{{ python }}' '{{ tools }}/cross_corpus.py' "$@" --calm '{{ calm }}' {{ adapted }}
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]

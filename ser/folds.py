@@ -13,12 +13,13 @@ import torch
 
 from ser import checkpoints, config, evaluation, metrics
 from ser.errors import UserError
+from ser.evaluating import evaluate, raters, tags_of
 from ser.experiment import Experiment, Run
 from ser.files import PROJECT, outputs_folder, read_json
 from ser.interrupts import stop_requests
 from ser.predictions import pool, read_predictions
 from ser.progress import cores
-from ser.runs import create, evaluate, raters, tags_of, train
+from ser.runs import create, train
 from ser.state import check_unchanged
 
 __all__ = ["cross_validate"]

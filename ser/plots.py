@@ -9,7 +9,7 @@ import numpy as np
 
 from ser.files import write_atomically
 
-__all__ = ["calibration", "confusion", "curves", "histogram", "layers", "spectrograms"]
+__all__ = ["across", "calibration", "confusion", "curves", "histogram", "layers", "spectrograms"]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
@@ -56,6 +56,34 @@ def confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str)
     ax.set_title(title, fontsize=10)
     ax.spines[:].set_visible(False)
     drawing.colorbar(image, ax=ax, shrink=0.7, label="share of the reference class")
+    save(drawing, path)
+
+
+def across(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw UAR across corpora with its interval, a line for each run and corpus, adapted ones beside.
+
+    Args:
+        path: of the PNG.
+        rows: of ``crossing.matrix``.
+    """
+    names = list(dict.fromkeys(f"{row['run']} on {row['corpus']}" for row in rows))
+    drawing, (ax,) = figure(8, 1.2 + 0.42 * len(names))
+    kinds = (("as trained", False, BLUE, -0.13), ("adapted: transductive", True, ORANGE, 0.13))
+    for label, adapted, color, shift in kinds:
+        own = [row for row in rows if row["adapted"] == adapted]
+        places = [names.index(f"{row['run']} on {row['corpus']}") + shift for row in own]
+        for prefix, marker, word in (("", "o", ""), ("strict_", "x", ", strict")):
+            uar = [row[f"{prefix}uar"] for row in own]
+            ax.plot(uar, places, color=color, marker=marker, ms=5, ls="", label=f"{label}{word}")
+        for row, place in zip(own, places, strict=True):
+            if row["uar_low"] is not None:
+                ax.plot([row["uar_low"], row["uar_high"]], [place, place], color=color, lw=1.2)
+    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("UAR over the shared labels, 95 % over speakers")
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     save(drawing, path)
 
 

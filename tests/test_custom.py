@@ -12,8 +12,10 @@ from corpus_factory import synthetic_sound
 
 from ser import audio, config, reporting, runs, verify
 from ser.corpora import corpus, emodb_left_out, parse_emodb
+from ser.crossing import cross
 from ser.custom import read_clips
 from ser.errors import UserError
+from ser.evaluating import evaluate
 from ser.files import read_json
 
 SMALL = [
@@ -54,7 +56,7 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
     assert {row["clip"] for row in rows} >= {"people_p3_clip 3"}
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
     assert runs.train(experiment, run, progress=False) == 0
-    _, metrics = runs.evaluate("last", progress=False)
+    _, metrics = evaluate("last", progress=False)
     assert metrics["speaker_independent"] is True
     assert metrics["tags"] == []
     assert metrics["absent"] == ["calm", "disgust", "fearful", "neutral", "surprised"]
@@ -65,7 +67,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path):
     assert "60 clips without a speaker" in " ".join(read_json(home / "data/custom/verify.json")["notes"])
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
     assert runs.train(experiment, run, progress=False) == 0
-    folder, metrics = runs.evaluate("last", progress=False)
+    folder, metrics = evaluate("last", progress=False)
     assert metrics["speaker_independent"] is False
     assert metrics["tags"] == ["speakers-unknown"]
     assert "[speakers-unknown]" in reporting.evaluation(folder, metrics).splitlines()[0]
@@ -133,7 +135,7 @@ def test_a_table_too_small_to_split_can_still_be_scored_on(trained_home, tmp_pat
     for arguments in (("build_csv.py", "custom", "--raw", table), ("extract.py", "custom", "logmel80")):
         done = command(*arguments)
         assert done.returncode == 0, done.stderr
-    _, metrics = runs.cross("last", "custom", progress=False)
+    _, metrics = cross("last", "custom", progress=False)
     assert metrics["labels"] == ["happy", "neutral", "sad"]
     assert metrics["n_clips"] == 6
     assert metrics["speaker_independent"] is False

@@ -7,7 +7,9 @@ import torch
 from conftest import StopAfter, command, one_error_line
 
 from ser import checkpoints, config, runs, training
+from ser.crossing import cross
 from ser.errors import UserError
+from ser.evaluating import evaluate
 from ser.extraction import extract
 from ser.files import read_csv
 from ser.metadata import read_table
@@ -37,7 +39,7 @@ def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(enco
     assert best["encoder"]["source"] == "openai/whisper-tiny.en"
     assert best["encoder"]["revision"] == "main"
     assert not [name for name in best["model"] if ".encoder." in name]
-    _, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    _, metrics = evaluate(str(run.folder), "val", progress=False)
     assert metrics["uar"] == pytest.approx(best["state"]["best_uar"])
     assert metrics["parameters_trained"] < metrics["parameters_total"] / 4
     dry_run(built, steps=1)
@@ -62,10 +64,10 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(encoded, trained_h
 
 def test_by_speaker_figures_are_tagged_and_one_clip_alone_is_answered(encoded, trained_home):
     _, run = train(PROMPT, BY_SPEAKER, "train/epochs = 1")
-    folder, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    folder, metrics = evaluate(str(run.folder), "val", progress=False)
     assert metrics["tags"] == ["speaker-normalised"]
     assert metrics["uar"] == pytest.approx(checkpoints.load(run.best)["state"]["best_uar"])
-    alone, single = runs.evaluate(str(run.folder), "val", speaker_clips=1, progress=False)
+    alone, single = evaluate(str(run.folder), "val", speaker_clips=1, progress=False)
     assert single["speaker_clips"] == 1
     assert (alone / "predictions.csv").read_text() != (folder / "predictions.csv").read_text()
     embeddings = checkpoints.load(run.last)["embeddings"]
@@ -108,7 +110,7 @@ def test_what_corrects_and_normalises_trains(prepared, trained_home, overrides):
     settings = config.compose("demo_other", parts, [*quick, "train/batch_size = 16", *overrides])
     built, run = runs.create(settings)
     assert runs.train(built, run, progress=False) == 0
-    _, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    _, metrics = evaluate(str(run.folder), "val", progress=False)
     assert 0 <= metrics["uar"] <= 1
 
 
@@ -167,7 +169,7 @@ def test_which_clips_of_a_speaker_count_does_not_depend_on_their_labels(encoded,
     assert runs.train(built, run, progress=False) == 0
     answers = []
     for calm in ("neutral", "leave_out"):
-        folder, metrics = runs.cross(str(run.folder), "ravdess", calm, progress=False)
+        folder, metrics = cross(str(run.folder), "ravdess", calm, progress=False)
         rows = [row for _, row in read_csv(folder / "predictions.csv", ("clip",))]
         answers.append({row["clip"]: [row[name] for name in row if name.startswith("p_")] for row in rows})
         assert "speaker-normalised" in metrics["tags"]

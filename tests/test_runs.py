@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from ser import config, folds, runs, summary
+from ser.crossing import cross
 from ser.errors import UserError
+from ser.evaluating import evaluate
 from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.predictions import Predictions, pool, read_predictions
@@ -33,7 +35,7 @@ def run(trained_home):
 
 
 def test_metrics_hold_the_contract_and_agree_with_scikit_learn(run):
-    folder, metrics = runs.evaluate("last", progress=False)
+    folder, metrics = evaluate("last", progress=False)
     assert folder == run.folder / "eval/ravdess-emobox6-test"
     assert metrics == json.loads((folder / "metrics.json").read_text())
     rows = list(csv.DictReader((folder / "predictions.csv").open()))
@@ -56,19 +58,19 @@ def test_metrics_hold_the_contract_and_agree_with_scikit_learn(run):
 
 
 def test_scorings_of_the_test_part_are_counted_and_validation_is_not(run):
-    assert runs.evaluate("last", "val", progress=False)[1]["test_scorings"] == 0
-    assert runs.evaluate("last", progress=False)[1]["test_scorings"] == 1
-    assert runs.evaluate(run.folder.name, progress=False)[1]["test_scorings"] == 2
+    assert evaluate("last", "val", progress=False)[1]["test_scorings"] == 0
+    assert evaluate("last", progress=False)[1]["test_scorings"] == 1
+    assert evaluate(run.folder.name, progress=False)[1]["test_scorings"] == 2
 
 
 def test_an_evaluation_gives_the_validation_figure_of_training(run):
     best = max(line["val/uar"] for line in map(json.loads, (run.folder / "log.jsonl").open()) if "val/uar" in line)
-    assert runs.evaluate("last", "val", progress=False)[1]["uar"] == pytest.approx(best, abs=1e-9)
+    assert evaluate("last", "val", progress=False)[1]["uar"] == pytest.approx(best, abs=1e-9)
 
 
 def test_a_speaker_that_was_trained_on_is_never_scored(run):
-    with pytest.raises(UserError, match="what a model was trained on is never scored"):
-        runs.evaluate("last", "train", progress=False)
+    with pytest.raises(UserError, match="what a model was trained on is not scored"):
+        evaluate("last", "train", progress=False)
 
 
 def test_a_split_changed_since_training_is_refused(run, trained_home, prepared):
@@ -78,14 +80,14 @@ def test_a_split_changed_since_training_is_refused(run, trained_home, prepared):
     try:
         write_csv(path, ("clip", "fold"), [row | {"fold": str(int(row["fold"]) % 6 + 1)} for row in rows])
         with pytest.raises(UserError, match="changed since"):
-            runs.evaluate("last", progress=False)
+            evaluate("last", progress=False)
     finally:
         path.write_text(before)
 
 
 @pytest.mark.parametrize("calm", ["neutral", "leave_out"])
 def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
-    folder, metrics = runs.cross("last", "crema_d", calm, progress=False)
+    folder, metrics = cross("last", "crema_d", calm, progress=False)
     assert folder.name == ("crema_d-none-all" if calm == "neutral" else "crema_d-none-all-leave_out")
     assert metrics["strict"]["uar"] <= metrics["uar"]
     assert metrics["labels"] == list(label_set("crema_d"))
@@ -98,7 +100,7 @@ def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
 
 
 def test_a_damaged_evaluation_is_left_out_of_the_summary(run, capsys):
-    folder, _ = runs.evaluate("last", progress=False)
+    folder, _ = evaluate("last", progress=False)
     for name, text in (("a", "{}"), ("b", "[]"), ("c", "{"), ("d", '{"ci95": null}')):
         (folder.parent / name).mkdir()
         (folder.parent / name / "metrics.json").write_text(text)
@@ -109,30 +111,30 @@ def test_a_damaged_evaluation_is_left_out_of_the_summary(run, capsys):
 
 def test_figures_need_only_the_best_checkpoint_and_survive_a_cut_count(run):
     run.last.unlink()
-    assert runs.evaluate("last", progress=False)[1]["tags"] == ["unfinished"]
+    assert evaluate("last", progress=False)[1]["tags"] == ["unfinished"]
     with open(run.folder / "scorings.jsonl", "a") as file:
         file.write('{"scored": "rav')
-    assert runs.evaluate("last", progress=False)[1]["test_scorings"] == 2
+    assert evaluate("last", progress=False)[1]["test_scorings"] == 2
 
 
 def test_an_edited_configuration_is_refused(run):
     path = run.folder / "run.gin"
     path.write_text(path.read_text().replace("split/fold = 1", "split/fold = 2"))
     with pytest.raises(UserError, match=r"run.gin: changed since best.pt was written"):
-        runs.evaluate("last", progress=False)
+        evaluate("last", progress=False)
 
 
 def test_figures_of_a_speaker_dependent_scheme_carry_the_tag(trained_home):
     experiment, run = runs.create(config.load("crema_d_ecapa", [*SMALL, "split/scheme = 'emobox1'"]))
     runs.train(experiment, run, progress=False)
-    _, metrics = runs.evaluate("last", progress=False)
+    _, metrics = evaluate("last", progress=False)
     assert metrics["speaker_independent"] is False
     assert metrics["tags"] == ["speaker-dependent"]
 
 
 def test_cross_on_its_own_corpus_is_refused(run):
     with pytest.raises(UserError, match="was trained on ravdess; score its test part"):
-        runs.cross("last", "ravdess", progress=False)
+        cross("last", "ravdess", progress=False)
 
 
 def predictions(labels, references, logits, speakers=None):
@@ -224,9 +226,9 @@ def test_cross_validation_needs_folds(trained_home):
 
 
 def test_summary_has_a_line_for_every_evaluation(run, trained_home):
-    runs.evaluate("last", "val", progress=False)
-    runs.evaluate("last", progress=False)
-    runs.cross("last", "demo", progress=False)
+    evaluate("last", "val", progress=False)
+    evaluate("last", progress=False)
+    cross("last", "demo", progress=False)
     path, rows = summary.write()
     read = list(csv.DictReader(path.open()))
     assert len(rows) == len(read) == 3

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from ser import checkpoints, config, runs
 from ser.batches import Batch
 from ser.errors import UserError
+from ser.evaluating import evaluate
 from ser.layers import Speakers
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
@@ -172,15 +173,15 @@ def test_strengths_are_chosen_on_validation_and_both_parts_train_in_the_end(enco
     assert set(best["train_speakers"]) == heard
     assert (run.folder / "curves.png").is_file()
     with pytest.raises(UserError, match="was trained on speakers of this part"):
-        runs.evaluate(str(run.folder), "val", progress=False)
-    _, metrics = runs.evaluate(str(run.folder), "test", progress=False)
+        evaluate(str(run.folder), "val", progress=False)
+    _, metrics = evaluate(str(run.folder), "test", progress=False)
     assert metrics["tags"] == []
     assert metrics["uar"] > 0.4  # eight classes of tones
 
 
 def test_without_refitting_validation_can_be_scored_and_is_what_was_logged(encoded, trained_home):
     _, run = train("stats/refit = False")
-    _, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    _, metrics = evaluate(str(run.folder), "val", progress=False)
     assert metrics["uar"] == pytest.approx(checkpoints.load(run.best)["state"]["best_uar"])
 
 
@@ -196,13 +197,13 @@ def test_a_run_made_again_is_the_same(encoded, trained_home):
 
 def test_by_speaker_every_figure_is_tagged_and_fewer_clips_can_be_asked_for(encoded, trained_home):
     _, run = train("stats/normalisation = 'speaker'", "stats/refit = False")
-    folder, metrics = runs.evaluate(str(run.folder), "val", progress=False)
+    folder, metrics = evaluate(str(run.folder), "val", progress=False)
     assert metrics["tags"] == ["speaker-normalised"]
-    few_folder, few = runs.evaluate(str(run.folder), "val", speaker_clips=2, progress=False)
+    few_folder, few = evaluate(str(run.folder), "val", speaker_clips=2, progress=False)
     assert few_folder.name == folder.name + "-speaker2"
     assert few["speaker_clips"] == 2
     assert (few_folder / "predictions.csv").read_text() != (folder / "predictions.csv").read_text()
-    everything = runs.evaluate(str(run.folder), "val", speaker_clips=10**6, progress=False)[1]
+    everything = evaluate(str(run.folder), "val", speaker_clips=10**6, progress=False)[1]
     assert everything["uar"] == metrics["uar"]
 
 

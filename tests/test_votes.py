@@ -13,6 +13,7 @@ from corpus_factory import prepare_corpus
 from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
 from ser.errors import UserError
+from ser.evaluating import evaluate
 from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table
@@ -108,9 +109,9 @@ def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_hom
         counts = setup.reader.targets(setup.train).sum(0)
         torch.testing.assert_close(setup.weights * counts, torch.full((6,), float((setup.weights * counts).mean())))
         assert runs.train(experiment, run, progress=False) == 0
-        own, metrics = runs.evaluate("last", "val", progress=False)
+        own, metrics = evaluate("last", "val", progress=False)
         assert (own.name, metrics["label_source"], metrics["raters"]) == ("crema_d-tfds-val", "voice_soft", None)
-        other, metrics = runs.evaluate("last", "val", "intended", progress=False)
+        other, metrics = evaluate("last", "val", "intended", progress=False)
         assert other.name == "crema_d-tfds-val-intended"
         assert metrics["label_source"] == "intended"
         assert 0 <= metrics["raters"]["uar"] <= 1

@@ -1,24 +1,31 @@
-"""Phase 6: score a run on another corpus, over the labels that both share."""
+"""Phase 6: score a run on another corpus, over the labels that both share; without arguments every run on all."""
 
 import argparse
 
-from ser.errors import tool
+from ser.errors import UserError, tool
 from ser.labels import CALM_POLICIES
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
-    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
+    parser.add_argument("run", nargs="?", help="name of a run in outputs/, a path, or last")
+    parser.add_argument("corpus", nargs="?", help="crema_d, ravdess, emodb, custom or demo")
     parser.add_argument(
         "--calm", default=CALM_POLICIES[0], help="calm, where one side lacks it, counts as `neutral` or is `leave_out`"
     )
+    parser.add_argument("--adapt", action="store_true", help="normalise by the other corpus's statistics: tagged")
     arguments = parser.parse_args()
+    if arguments.run and not arguments.corpus:
+        raise UserError("a corpus is missing: just cross RUN CORPUS, or just cross alone for every run on every other")
 
-    from ser import reporting, runs
+    from ser import crossing, reporting
 
-    print(reporting.evaluation(*runs.cross(arguments.run, arguments.corpus, arguments.calm)))
+    if arguments.run:
+        scored = crossing.cross(arguments.run, arguments.corpus, arguments.calm, arguments.adapt)
+        print(reporting.evaluation(*scored))
+    else:
+        print(crossing.table(*crossing.matrix(arguments.calm)))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ def main() -> None:
     parser.add_argument("--part", default="test", help="test (counted) or val")
     parser.add_argument("--labels", default="", help="score against another label source than the run was trained with")
     parser.add_argument("--speaker-clips", type=int, help="clips of each speaker to normalise by; all without it")
+    parser.add_argument("--seen", action="store_true", help="also speakers that the model was trained on: tagged")
     arguments = parser.parse_args()
 
-    from ser import reporting, runs
+    from ser import evaluating, reporting
 
-    scored = runs.evaluate(arguments.run, arguments.part, arguments.labels, arguments.speaker_clips)
+    scored = evaluating.evaluate(
+        arguments.run, arguments.part, arguments.labels, arguments.speaker_clips, seen=arguments.seen
+    )
     print(reporting.evaluation(*scored))
 
 

@@ -1,0 +1,172 @@
+"""Across corpora: one run on another corpus, or every run on every other, with one table and one picture."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ser import checkpoints, evaluation, plots
+from ser.batches import ClipReader, open_source
+from ser.errors import UserError
+from ser.evaluating import about_run, predict, raters, tags_of
+from ser.files import outputs_folder, read_json, write_csv
+from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
+from ser.layers import InputNorm
+from ser.metadata import Table, metadata_path, read_table
+from ser.reporting import with_interval
+from ser.runs import Trained, trained
+from ser.votes import stored_votes
+from ser.workbench import fit_input_norm
+
+__all__ = ["cross", "matrix", "table"]
+
+COLUMNS = (
+    "run", "trained_on", "corpus", "adapted", "calm_policy", "uar", "uar_low", "uar_high", "strict_uar",
+    "strict_uar_low", "strict_uar_high", "n_clips", "n_speakers", "tags",
+)  # fmt: skip
+
+
+def cross(
+    name: str, corpus: str, calm: str = CALM_POLICIES[0], adapt: bool = False, progress: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    """Score a run on every clip of another corpus, over the labels that both share.
+
+    Args:
+        name: of the run.
+        corpus: the other corpus.
+        calm: one of ``labels.CALM_POLICIES``.
+        adapt: normalise features by the other corpus's statistics instead of the training part's; no label is looked
+            at, and the figures carry the tag ``transductive``.
+        progress: show a bar.
+
+    Raises:
+        UserError: the run's own corpus, too few shared labels, or a model without statistics to adapt.
+    """
+    model = trained(name)
+    own = model.experiment.protocol.corpus
+    if corpus == own:
+        raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
+    table = read_table(corpus)
+    occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in table.clips})
+    shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
+    clips = [clip for clip in table.clips if clip.emotion in mapping]
+    left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
+    if adapt:
+        adapt_statistics(model, table)
+    predictions = predict(model.experiment, corpus, clips, progress, None, table.clips)
+    unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
+    label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}") + ("-adapted" if adapt else "")
+    about = about_run(model) | {
+        "corpus": corpus,
+        "split_scheme": "none",
+        "fold": None,
+        "part": "all",
+        "label_source": "intended",
+        "split_sha256": model.experiment.protocol.split.sha256,
+        "clips_missing": table.missing,
+        "speaker_independent": not model.experiment.protocol.tags and not unknown,
+        "raters": raters(stored_votes(corpus), "intended", clips),
+        "tags": [
+            "cross-corpus",
+            *(["transductive"] if adapt else []),
+            *unknown,
+            *tags_of(model.experiment, model.finished),
+        ],
+        "test_scorings": evaluation.count_scoring(model.run.folder, label),
+        "calm_policy": calm,
+        "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
+    }
+    folder = model.run.folder / "eval" / label
+    tempered = predictions.tempered(model.temperature).mapped(shared, mapping)
+    return folder, evaluation.write_evaluation(folder, predictions.mapped(shared, mapping), about, clips, tempered)
+
+
+def adapt_statistics(model: Trained, table: Table) -> None:
+    """Give the model's normalisation the statistics of another corpus.
+
+    Raises:
+        UserError: it has none.
+    """
+    norms = [part for part in model.experiment.model.modules() if isinstance(part, InputNorm) and part.fitted]
+    if not norms:
+        raise UserError(f"{model.run.folder.name}: has no statistics of a corpus to adapt; leave adapt=1 out")
+    reader = ClipReader(open_source(model.experiment.features, table), model.experiment.model.labels)
+    fit_input_norm(model.experiment, reader, table.clips)
+
+
+def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, list[dict[str, Any]]]:
+    """Score every run on every other prepared corpus, as it is and adapted; write ``outputs/cross/``.
+
+    What was scored with the same weights is not scored again. What cannot be scored is said on stderr and left out.
+
+    Returns:
+        The folder written and a row of ``COLUMNS`` for each figure.
+
+    Raises:
+        UserError: nothing to score.
+    """
+    corpora = [corpus for corpus in LABEL_SETS if metadata_path(corpus).is_file()]
+    rows = []
+    for folder in sorted(path.parents[1] for path in outputs_folder().glob("*/checkpoints/best.pt")):
+        try:
+            own = checkpoints.load(folder / "checkpoints/best.pt")["protocol"]["corpus"]
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        for corpus in [corpus for corpus in corpora if corpus != own]:
+            for adapt in (False, True):
+                try:
+                    metrics = scored(folder, corpus, calm, adapt, progress)
+                except UserError as error:
+                    print(
+                        f"left out: {folder.name} on {corpus}{', adapted' if adapt else ''}: {error}", file=sys.stderr
+                    )
+                    continue
+                rows.append(row_of(metrics, adapt))
+    if not rows:
+        raise UserError("no run that another prepared corpus could be scored with; train one, prepare another")
+    target = outputs_folder() / "cross"
+    write_csv(target / "matrix.csv", COLUMNS, rows)
+    plots.across(target / "matrix.png", rows)
+    return target, rows
+
+
+def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) -> dict[str, Any]:
+    """Return the figures of a run on a corpus, those on disk where they were made with its best weights."""
+    label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}") + ("-adapted" if adapt else "")
+    path = folder / "eval" / label / "metrics.json"
+    if path.is_file():
+        state, figures = checkpoints.load(folder / "checkpoints/best.pt")["state"], read_json(path)
+        now = {name: state[name] for name in ("epoch", "step")}
+        if figures.get("checkpoint") == now and figures["n_clips"] and "ci95" in figures.get("strict", {}):
+            return figures
+    return cross(str(folder), corpus, calm, adapt, progress)[1]
+
+
+def row_of(metrics: dict[str, Any], adapt: bool) -> dict[str, Any]:
+    """Return the row of one figure."""
+    row = {name: metrics.get(name) for name in COLUMNS} | {"adapted": adapt, "tags": " ".join(metrics["tags"])}
+    for prefix, figures in (("", metrics), ("strict_", metrics["strict"])):
+        row[f"{prefix}uar"] = figures["uar"]
+        row[f"{prefix}uar_low"], row[f"{prefix}uar_high"] = figures["ci95"]["uar"] or (None, None)
+    return row
+
+
+def table(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """Return the rows for people, and where the files lie."""
+    lines = [("run", "corpus", "", "UAR", "strict UAR", "clips")]
+    for row in rows:
+        figures = [
+            {"uar": row[f"{prefix}uar"], "ci95": {"uar": pair if (pair := ends(row, prefix))[0] is not None else None}}
+            for prefix in ("", "strict_")
+        ]
+        shown = (with_interval(figure, "uar") for figure in figures)
+        lines.append((row["run"], row["corpus"], "adapted" if row["adapted"] else "", *shown, str(row["n_clips"])))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    calm = f"calm {rows[0]['calm_policy']}; adapted: normalised by the other corpus's statistics, no label looked at"
+    return "\n".join([*texts, calm, str(folder / "matrix.csv"), str(folder / "matrix.png")])
+
+
+def ends(row: dict[str, Any], prefix: str) -> tuple[float | None, float | None]:
+    """Return the ends of a row's interval."""
+    return row[f"{prefix}uar_low"], row[f"{prefix}uar_high"]

@@ -1,0 +1,178 @@
+"""A trained run scored on a part of its own protocol, and what stands beside every figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser import evaluation, metrics
+from ser.batches import ClipReader, Source, check_labels, open_source
+from ser.errors import UserError, some
+from ser.experiment import Experiment
+from ser.labels import label_set
+from ser.layers import normalises_by_speaker
+from ser.metadata import Clip, read_table
+from ser.predictions import Predictions
+from ser.runs import Trained, trained
+from ser.tracking import read_log
+from ser.votes import Votes, plurality
+
+__all__ = ["about_run", "evaluate", "predict", "raters", "tags_of"]
+
+
+def evaluate(
+    name: str,
+    part: str = "test",
+    label_source: str = "",
+    speaker_clips: int | None = None,
+    progress: bool = True,
+    seen: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Score a run on one part of its own protocol; return the folder written and the metrics.
+
+    Args:
+        name: of the run.
+        part: test (counted) or val.
+        label_source: other labels than those that the run was trained with.
+        speaker_clips: of each speaker to normalise by, the scored clip among them; None for all of the part. For
+            models that normalise by speaker.
+        progress: show a bar.
+        seen: go on although the model was trained on speakers of the part; the figures carry the tag
+            ``speakers-seen``.
+
+    Raises:
+        UserError: no such run or part, no clip of it at hand, or a speaker that the model was trained on.
+    """
+    if part == "train" and not seen:
+        raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
+    model = trained(name)
+    if speaker_clips is not None and (speaker_clips < 1 or not normalises_by_speaker(model.experiment.model)):
+        raise UserError(
+            f"speaker_clips is {speaker_clips}; expected 1 or more, and a model that normalises by speaker "
+            f"({model.run.folder.name} {'does' if normalises_by_speaker(model.experiment.model) else 'does not'})"
+        )
+    protocol = model.experiment.protocol
+    if label_source and label_source != protocol.label_source:
+        protocol = replace(protocol, label_source=label_source)
+    clips = protocol.part(part)
+    known = check_unseen(model, clips, seen)
+    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, protocol.members[part])
+    heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
+    label = f"{protocol.corpus}-{protocol.scheme}-{part}"
+    if protocol.label_source != model.experiment.protocol.label_source:
+        label += f"-{protocol.label_source}"
+    if speaker_clips is not None:
+        label += f"-speaker{speaker_clips}"
+    scorings = evaluation.count_scoring(model.run.folder, label) if part == "test" else 0
+    about = about_run(model) | {
+        "corpus": protocol.corpus,
+        "split_scheme": protocol.scheme,
+        "fold": protocol.fold,
+        "part": part,
+        "label_source": protocol.label_source,
+        "split_sha256": protocol.split.sha256,
+        "clips_missing": protocol.table.missing,
+        "raters": heard,
+        "speaker_independent": not protocol.tags and not known,
+        "tags": [*known, *tags_of(model.experiment, model.finished)],
+        "speaker_clips": speaker_clips,
+        "test_scorings": scorings,
+    }
+    folder = model.run.folder / "eval" / label
+    return folder, evaluation.write_evaluation(
+        folder, predictions, about, clips, predictions.tempered(model.temperature)
+    )
+
+
+def predict(
+    experiment: Experiment,
+    corpus: str,
+    clips: Sequence[Clip],
+    progress: bool,
+    speaker_clips: int | None,
+    company: Sequence[Clip],
+    source: Source | None = None,
+) -> Predictions:
+    """Run the model over clips of any corpus.
+
+    Args:
+        experiment: of the model.
+        corpus: of the clips.
+        clips: to answer.
+        progress: show a bar.
+        speaker_clips: as of ``evaluate``.
+        company: clips that, labelled or not, tell of their speakers.
+        source: of the inputs; without it what the experiment reads.
+    """
+    features = experiment.features
+    at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
+    enrolled = company if at_inputs else None
+    source = open_source(features, read_table(corpus)) if source is None else source
+    reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
+    if corpus == experiment.protocol.corpus:
+        check_labels(clips, reader.labels)
+    precision = experiment.training.precision
+    return evaluation.predict(experiment.model, features, reader, clips, precision, progress, company)
+
+
+def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip]) -> dict[str, float] | None:
+    """Return the figures of the people who only heard these clips, a reference line.
+
+    None without all their votes, and against labels that are these votes.
+
+    Their answer is the plurality of their votes; a tie is an error.
+    """
+    if label_source in ("voice", "voice_soft") or any(clip.clip not in votes for clip in clips):
+        return None
+    labels = label_set("crema_d")
+    index = {label: number for number, label in enumerate(labels)}
+    references = np.array([index[clip.emotion] for clip in clips])
+    heard = [plurality(votes[clip.clip].voice) for clip in clips]
+    answers = np.array([index.get(label, len(labels)) for label in heard])
+    counts = metrics.confusion(references, answers, len(labels) + 1)
+    return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
+
+
+def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
+    """Return what a reader must know of every figure of a run."""
+    dropped = ["clips-dropped"] if experiment.protocol.drop else []
+    normalised = ["speaker-normalised"] if normalises_by_speaker(experiment.model) else []
+    return [*experiment.protocol.tags, *normalised, *dropped, *([] if finished else ["unfinished"])]
+
+
+def check_unseen(model: Trained, clips: Sequence[Clip], seen: bool) -> list[str]:
+    """Return the tag of a model that was trained on speakers to be scored, where that is wanted.
+
+    Raises:
+        UserError: it was, and is not wanted.
+    """
+    if model.experiment.protocol.tags:
+        return []
+    leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]))
+    if leaking and not seen:
+        raise UserError(
+            f"{model.run.folder.name}: was trained on speakers of this part: {some(leaking)}; its figures would say "
+            "nothing of others (just seen=1 eval RUN scores it all the same, tagged)"
+        )
+    return ["speakers-seen"] if leaking else []
+
+
+def about_run(model: Trained) -> dict[str, Any]:
+    """Return what stands beside every figure of a run."""
+    classifier, state = model.experiment.model, model.checkpoint["state"]
+    log = read_log(model.run.folder)
+    return {
+        "run": model.run.folder.name,
+        "model": type(classifier).__name__,
+        "parameters_total": sum(p.numel() for p in classifier.parameters()),
+        "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
+        "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
+        "temperature": model.temperature,
+        "trained_on": model.experiment.protocol.describe(),
+        "trained_labels": model.experiment.protocol.label_source,
+        "dropped": sorted(model.experiment.protocol.drop),
+        "speaker_independent": not model.experiment.protocol.tags,
+    }
