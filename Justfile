@@ -22,6 +22,9 @@ jobs := "1"
 seen := ""
 # 1: `cross` normalises by the other corpus's statistics, without its labels; its figures are tagged
 adapt := ""
+# what `ensemble` averages, probabilities or logits, and its weights, uniform or fitted on validation
+average := "probabilities"
+weights := "uniform"
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
@@ -174,6 +177,18 @@ cross *RUN_CORPUS: _install
 [no-cd]
 compare FIRST SECOND: _install
     @'{{ python }}' '{{ tools }}/compare.py' "$1" "$2" --part '{{ part }}'
+
+# score several runs as one, averaged: just weights=fitted ensemble RUN RUN RUN
+[group('6-7 evaluation')]
+[no-cd]
+ensemble *RUNS: _install
+    @'{{ python }}' '{{ tools }}/ensemble.py' "$@" --part '{{ part }}' --average '{{ average }}' --weights '{{ weights }}'
+
+# score a run on worse recordings (noise, babble, music, telephone, rooms, speed ...): just part=val robustness RUN
+[group('6-7 evaluation')]
+[no-cd]
+robustness RUN: _install
+    @'{{ python }}' '{{ tools }}/robustness.py' "$1" --part '{{ part }}'
 
 # outputs/summary.csv: a line for every evaluation
 [group('6-7 evaluation')]

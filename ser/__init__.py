@@ -13,7 +13,7 @@ models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     augment_demo, probing, comparing, summary, reporting
-door      config, runs, evaluating, crossing, folds
+door      config, runs, evaluating, crossing, folds, ensembles, robustness
 upkeep    measuring, bench_augment, bench_extraction, bench_models, bench_training, benchmarks, crashing
 command   cli
 

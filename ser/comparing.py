@@ -1,5 +1,6 @@
 """Two runs on the same clips: paired differences over speakers, and the clips whose answer changed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ser.errors import UserError, nearest, some
 from ser.files import outputs_folder, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
 
-__all__ = ["compare", "table"]
+__all__ = ["check_same", "compare", "shared_evaluation", "table"]
 
 
 def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str, Any]]:
@@ -39,20 +40,18 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     return folder, result
 
 
-def shared_evaluation(folders: list[Path], part: str) -> str:
-    """Return the name of the evaluation that both runs have of a part."""
+def shared_evaluation(folders: Sequence[Path], part: str) -> str:
+    """Return the name of the evaluation that all runs have of a part."""
     have = [{path.parent.name for path in folder.glob("eval/*/predictions.csv")} for folder in folders]
-    found = sorted(name for name in have[0] & have[1] if name == part or name.endswith(f"-{part}"))
+    found = sorted(name for name in set.intersection(*have) if name == part or name.endswith(f"-{part}"))
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(
-            f"'{part}' may be any of {', '.join(found)}; give the whole name: just part=NAME compare RUN RUN"
-        )
+        raise UserError(f"'{part}' may be any of {', '.join(found)}; give the whole name: part=NAME")
     lacking = [folder.name for folder, names in zip(folders, have, strict=True) if not any(part in n for n in names)]
     if lacking:
         raise UserError(f"{' and '.join(lacking)}: not scored on '{part}' yet; run: just part={part} eval {lacking[0]}")
-    raise UserError(f"no evaluation on '{part}' that both runs have{nearest(part, sorted(have[0] | have[1]))}")
+    raise UserError(f"no evaluation on '{part}' that all runs have{nearest(part, sorted(set.union(*have)))}")
 
 
 def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> None:

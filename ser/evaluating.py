@@ -19,7 +19,7 @@ from ser.runs import Trained, trained
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
 
-__all__ = ["about_run", "evaluate", "predict", "raters", "tags_of"]
+__all__ = ["about_run", "check_unseen", "evaluate", "predict", "raters", "tags_of"]
 
 
 def evaluate(

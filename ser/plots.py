@@ -9,7 +9,7 @@ import numpy as np
 
 from ser.files import write_atomically
 
-__all__ = ["across", "calibration", "confusion", "curves", "histogram", "layers", "spectrograms"]
+__all__ = ["across", "calibration", "confusion", "curves", "histogram", "layers", "robustness", "spectrograms"]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
@@ -208,6 +208,37 @@ def histogram(path: Path, counts: Mapping[str, Mapping[str, Sequence[int]]], lab
         # Outside the bars, which may reach any height.
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     drawing.suptitle(title, fontsize=10)
+    save(drawing, path)
+
+
+def robustness(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the UAR of each condition with its interval, the clips as they are as a line.
+
+    Args:
+        path: of the PNG.
+        rows: of ``robustness.robustness``, the clean one first.
+        title: above the picture.
+    """
+    clean, worse = rows[0], rows[1:]
+    drawing, (ax,) = figure(7, 0.9 + 0.21 * len(worse))
+    kinds = list(dict.fromkeys(row["kind"] for row in worse))
+    for place, row in enumerate(worse):
+        color = (BLUE, ORANGE)[kinds.index(row["kind"]) % 2]
+        if row["uar_low"] is not None:
+            ax.plot([row["uar_low"], row["uar_high"]], [place, place], color=color, lw=1.4, alpha=0.6)
+        ax.plot(row["uar"], place, color=color, marker="o", ms=5, ls="", label="UAR" if not place else None)
+        ax.plot(
+            row["same_answers"], place, color=GREY, marker="|", ms=7, ls="", label=None if place else "same answers"
+        )
+    ax.axvline(clean["uar"], color=GREY, lw=1, ls="--", label=f"as it is, {clean['uar']:.3f}")
+    names = [row["kind"] if row["kind"] == "telephone" else f"{row['kind']}: {row['value']:g}" for row in worse]
+    ax.set_yticks(range(len(worse)), names, fontsize=7)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("UAR, 95 % over speakers where there are enough of them")
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_title(title, fontsize=9)
     save(drawing, path)
 
 

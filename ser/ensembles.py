@@ -1,0 +1,141 @@
+"""Several runs as one: their probabilities (or logits) averaged, with weights that validation may choose."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser import calibration, comparing, evaluation
+from ser.errors import UserError, nearest
+from ser.evaluating import evaluate
+from ser.files import outputs_folder, read_json, run_folder, write_json
+from ser.metadata import read_table
+from ser.predictions import Predictions, read_predictions
+
+__all__ = ["AVERAGES", "WEIGHTS", "averaged", "ensemble", "fitted_weights"]
+
+AVERAGES = ("probabilities", "logits")
+WEIGHTS = ("uniform", "fitted")
+SAME = ("corpus", "split_scheme", "fold", "part", "label_source", "split_sha256", "clips_missing", "raters")
+STEPS, RATE = 500, 0.5  # of the fit of weights
+
+
+def ensemble(
+    names: Sequence[str], part: str = "test", average: str = "probabilities", weights: str = "uniform"
+) -> tuple[Path, dict[str, Any]]:
+    """Score several runs as one; return the folder written and the metrics.
+
+    A run that has not scored the part does so now. Members that cross-validated stand for themselves: each clip's
+    answer is of models that never heard its speaker.
+
+    Args:
+        names: of two or more runs that were scored on the same clips.
+        part: test or val, or the whole name of an evaluation.
+        average: one of ``AVERAGES``.
+        weights: ``uniform``, or ``fitted`` to the likelihood of the validation part that all members share.
+
+    Raises:
+        UserError: fewer than two runs, runs that were scored on other clips, or one that knows their speakers; fitted
+            weights without a common validation part.
+    """
+    for value, known, what in ((average, AVERAGES, "average"), (weights, WEIGHTS, "weights")):
+        if value not in known:
+            raise UserError(f"{what} is '{value}'{nearest(value, known)}")
+    folders = [run_folder(name) for name in names]
+    if len(set(folders)) < 2 or len(set(folders)) < len(folders):
+        raise UserError(f"{' '.join(names)}: expected two or more different runs")
+    members = scored(folders, part)
+    about = members[0][1]
+    chosen = np.full(len(members), 1 / len(members))
+    temperature = None
+    if weights == "fitted":
+        if part == "val" or about["part"] == "val":
+            raise UserError("weights fitted to validation cannot be scored on it; choose part=test, or weights=uniform")
+        heard = [predictions for predictions, _ in scored(folders, "val")]
+        chosen = fitted_weights(heard, average)
+        validated = averaged(heard, chosen, average)
+        temperature = calibration.temperature(validated.logits, validated.indices)
+    joined = averaged([predictions for predictions, _ in members], chosen, average)
+    every = [metrics for _, metrics in members]
+    key = json.dumps([sorted(folder.name for folder in folders), average, weights])
+    run = outputs_folder() / f"ensemble-{about['corpus']}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
+    result = {name: about[name] for name in SAME} | {
+        "run": run.name,
+        "model": f"mean of {len(members)} runs' {average}, weights {weights}",
+        "members": {folder.name: float(weight) for folder, weight in zip(folders, chosen, strict=True)},
+        "parameters_total": sum(metrics["parameters_total"] for metrics in every),
+        "parameters_trained": sum(metrics["parameters_trained"] for metrics in every),
+        "hours": round(sum(metrics["hours"] for metrics in every), 4),
+        "trained_on": about["trained_on"],
+        "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
+        "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
+        "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
+        "test_scorings": max(metrics["test_scorings"] for metrics in every),
+        "temperature": temperature,
+        **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
+    }
+    clips = read_table(about["corpus"]).clips
+    tempered = None if temperature is None else joined.tempered(temperature)
+    folder = run / "eval" / "-".join([about["corpus"], about["split_scheme"], about["part"]])
+    figures = evaluation.write_evaluation(folder, joined, result, clips, tempered)
+    write_json(run / "ensemble.json", {"members": result["members"], "average": average, "weights": weights})
+    return folder, figures
+
+
+def scored(folders: Sequence[Path], part: str) -> list[tuple[Predictions, dict[str, Any]]]:
+    """Return each run's predictions on a part, in the order of the clips' names, and its metrics.
+
+    Raises:
+        UserError: not scored on the same, or a model that was trained on the speakers.
+    """
+    for folder in folders:
+        found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
+        own = [name for name in found if name == part or name.endswith(f"-{part}")]
+        if not own and part in ("test", "val") and (folder / "run.gin").is_file():
+            evaluate(str(folder), part, progress=False)
+    label = comparing.shared_evaluation(folders, part)
+    members = []
+    for folder in folders:
+        metrics = read_json(folder / "eval" / label / "metrics.json")
+        if "speakers-seen" in metrics["tags"]:
+            raise UserError(f"{folder.name}: was trained on speakers of {label}; it cannot take part")
+        members.append((read_predictions(folder / "eval" / label / "predictions.csv").by_clip(), metrics))
+    for folder, (predictions, metrics) in zip(folders[1:], members[1:], strict=True):
+        comparing.check_same(members[0][0], predictions, [folders[0], folder])
+        for name in ("split_sha256", "fold", "label_source"):
+            if metrics[name] != members[0][1][name]:
+                raise UserError(
+                    f"{folders[0].name} and {folder.name}: {name} is {str(members[0][1][name])[:12]} and "
+                    f"{str(metrics[name])[:12]}; members share one protocol"
+                )
+    return members
+
+
+def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:
+    """Return the weighted mean of probabilities, or of normalised logits, of predictions on the same clips."""
+    logs = np.stack([calibration.log_softmax(predictions.logits) for predictions in members])
+    share = weights[:, None, None]
+    logits = (share * logs).sum(0) if average == "logits" else np.log((share * np.exp(logs)).sum(0).clip(1e-12))
+    first = members[0]
+    return Predictions(first.clips, first.speakers, first.references, first.labels, logits)
+
+
+def fitted_weights(members: Sequence[Predictions], average: str) -> np.ndarray:
+    """Return weights [M], above 0 and of sum 1, of the highest likelihood; by exponentiated gradients."""
+    references = members[0].indices
+    rows = np.arange(len(references))
+    logs = np.stack([calibration.log_softmax(predictions.logits) for predictions in members])
+    weights = np.full(len(members), 1 / len(members))
+    for _ in range(STEPS):
+        if average == "probabilities":
+            own = np.exp(logs[:, rows, references])
+            slope = (own / (weights @ own).clip(1e-12)).mean(1)
+        else:
+            mixed = np.exp(calibration.log_softmax(np.tensordot(weights, logs, 1)))
+            slope = (logs[:, rows, references] - (mixed * logs).sum(2)).mean(1)
+        weights = weights * np.exp(RATE * (slope - slope.max()))
+        weights /= weights.sum()
+    return weights

@@ -1,0 +1,232 @@
+"""How a run holds up on worse recordings: the same clips again and again, each time made worse in one way."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser import dist, metrics, plots, stats
+from ser.audio import SAMPLE_RATE
+from ser.augment import ClipRandom, Operation
+from ser.augment_sound import Clipping, Gain
+from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
+from ser.batches import SoundSource
+from ser.errors import UserError
+from ser.evaluating import check_unseen, predict
+from ser.evaluation import count_scoring
+from ser.features import Features
+from ser.files import write_csv, write_json
+from ser.metadata import Clip
+from ser.predictions import Predictions
+from ser.progress import progress as progress_bar
+from ser.runs import trained
+from ser.scoring import interval_reason
+
+__all__ = ["CONDITIONS", "Distorted", "robustness", "table"]
+
+COLUMNS = (
+    "kind", "value", "uar", "uar_low", "uar_high", "change", "change_low", "change_high", "same_answers",
+)  # fmt: skip
+VOICES = 6  # that talk at once in babble
+CHORDS = ((0, 4, 7), (5, 9, 12), (7, 11, 14), (-3, 0, 4))  # semitones above the key
+
+# What is done to a clip: sound [1, N], random numbers of the clip, sounds of other speakers -> sound [1, N'].
+Distortion = Callable[[Tensor, ClipRandom, Callable[[ClipRandom], Tensor]], Tensor]
+
+
+def by(operation: Operation) -> Distortion:
+    """Return an operation of augmentation as a distortion."""
+    return lambda sound, random, others: operation(sound, torch.tensor([sound.shape[1]]), random)
+
+
+def among(snr: float) -> Distortion:
+    """Return babble of other speakers at a ratio of powers, dB."""
+
+    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
+        size = sound.shape[1]
+        voices = [others(random) for _ in range(VOICES)]
+        babble = torch.stack([voice.repeat(-(-size // len(voice)))[:size] for voice in voices]).sum(0)
+        return with_noise(sound, torch.tensor([size]), babble[None], torch.tensor([snr]))
+
+    return distort
+
+
+def with_music(snr: float) -> Distortion:
+    """Return plucked chords at a ratio of powers, dB."""
+
+    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
+        size = sound.shape[1]
+        key = 110 * 2 ** random.uniform().item()  # Hz
+        time = torch.arange(size) / SAMPLE_RATE
+        bar = (2 * time).long() % len(CHORDS)  # half a second each
+        pitches = key * 2 ** (torch.tensor(CHORDS)[bar].T / 12)
+        phases = 2 * torch.pi * pitches.cumsum(1) / SAMPLE_RATE
+        tones = torch.stack([torch.sin(partial * phases) / partial for partial in range(1, 6)]).sum((0, 1))
+        plucked = tones * torch.exp(-3 * (2 * time % 1))
+        return with_noise(sound, torch.tensor([size]), plucked[None], torch.tensor([snr]))
+
+    return distort
+
+
+def faster(factor: float) -> Distortion:
+    """Return the sound played faster, pitch included; its length changes."""
+
+    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
+        from torchaudio.functional import resample
+
+        return resample(sound, round(100 * factor), 100)
+
+    return distort
+
+
+def louder(db: float) -> Distortion:
+    """Return the sound louder, cut off where 16 bits end."""
+    gain = Gain(db, db, probability=1.0)
+    return lambda sound, random, others: gain(sound, torch.tensor([sound.shape[1]]), random).clamp(-1, 1)
+
+
+def only(seconds: float) -> Distortion:
+    """Return the beginning of the sound."""
+    return lambda sound, random, others: sound[:, : round(seconds * SAMPLE_RATE)]
+
+
+CONDITIONS: dict[str, dict[float, Distortion]] = {
+    "white noise, dB": {snr: by(Noise(snr, snr, probability=1.0)) for snr in (30.0, 20.0, 10.0, 5.0, 0.0)},
+    "babble, dB": {snr: among(snr) for snr in (20.0, 10.0, 5.0, 0.0)},
+    "music, dB": {snr: with_music(snr) for snr in (20.0, 10.0, 0.0)},
+    "gain, dB": {db: louder(db) for db in (-20.0, -10.0, 10.0, 20.0)},
+    "telephone": {1.0: by(Band(probability=1.0))},
+    "low-pass, Hz": {edge: by(LowPass(edge, edge, probability=1.0)) for edge in (4000.0, 2000.0)},
+    "clipping, share of peak": {share: by(Clipping(share, share, probability=1.0)) for share in (0.3, 0.1)},
+    "reverberation, s": {s: by(Reverb(s, s, 3.0, 3.0, probability=1.0)) for s in (0.3, 0.8)},
+    "speed": {factor: faster(factor) for factor in (0.8, 0.9, 1.1, 1.25)},
+    "first seconds": {seconds: only(seconds) for seconds in (2.0, 1.0)},
+}
+
+
+class Distorted:
+    """A source of inputs that makes each sound worse and computes its features anew; as of ``batches.Source``.
+
+    Args:
+        sound: of the clips.
+        features: of the experiment.
+        distort: what is done to a clip; None for nothing.
+        place: of the condition, which random numbers depend on.
+        others: clips of whose speakers babble is made.
+    """
+
+    def __init__(
+        self, sound: SoundSource, features: Features, distort: Distortion | None, place: int, others: Sequence[Clip]
+    ):
+        self.sound, self.features, self.distort = sound, features, distort
+        self.place, self.others = place, others
+        self.time_axis = features.time_axis
+        self.done: dict[str, tuple[Tensor, int]] = {}
+
+    def length(self, clip: Clip) -> int:
+        """Return the length of a clip's input."""
+        return self.of(clip)[1]
+
+    def read(self, clip: Clip) -> Tensor:
+        """Return a clip's input."""
+        return self.of(clip)[0]
+
+    @torch.inference_mode()
+    def of(self, clip: Clip) -> tuple[Tensor, int]:
+        """Return a clip's input and its length, as the store or a sound file would hold them."""
+        if clip.clip not in self.done:
+            sound = self.sound.read(clip)[None]
+            if self.distort is not None:
+                random = ClipRandom(0, 0, self.place, [clip.clip])
+                sound = self.distort(sound, random, lambda random: self.voice(clip, random))
+            self.done[clip.clip] = self.heard(sound)
+        return self.done[clip.clip]
+
+    def heard(self, sound: Tensor) -> tuple[Tensor, int]:
+        """Return what is stored of a sound [1, N]."""
+        if not self.features.cached:
+            return sound[0], sound.shape[1]
+        device = dist.device()
+        values, frames = self.features.front_end(sound.to(device), torch.tensor([sound.shape[1]], device=device))
+        count, value = int(frames[0]), values[0].to(getattr(torch, self.features.dtype)).cpu()
+        return (value if self.time_axis is None else value.narrow(self.time_axis, 0, count)), count
+
+    def voice(self, clip: Clip, random: ClipRandom) -> Tensor:
+        """Return the sound of some clip of another speaker, at one loudness."""
+        strangers = [other for other in self.others if other.speaker != clip.speaker]
+        sound = self.sound.read(strangers[random.integers(len(strangers))[0]])
+        return sound / sound.square().mean().sqrt().clamp_min(1e-6)
+
+
+def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Path, list[dict[str, Any]]]:
+    """Score a run on a part made worse in every way of ``CONDITIONS``; babble is made of training speakers.
+
+    Args:
+        name: of the run.
+        part: test (counted as one scoring) or val.
+        progress: show a bar.
+
+    Returns:
+        The folder of the evaluation, where ``robustness.csv``, ``.json`` and ``.png`` are written, and a row of
+        ``COLUMNS`` a condition, the first being the clips as they are. ``change`` of the UAR is paired over speakers.
+
+    Raises:
+        UserError: as ``evaluating.evaluate``, or sound that cannot be read.
+    """
+    if part == "train":
+        raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
+    model = trained(name)
+    protocol, features = model.experiment.protocol, model.experiment.features
+    clips = protocol.part(part)
+    check_unseen(model, clips, False)
+    folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
+    if part == "test":
+        count_scoring(model.run.folder, f"{folder.name}-robustness")
+    sound, others = SoundSource(protocol.table), protocol.parts["train"]
+
+    def answer(distort: Distortion | None, place: int) -> Predictions:
+        source = Distorted(sound, features, distort, place, others)
+        return predict(model.experiment, protocol.corpus, clips, False, None, protocol.members[part], source)
+
+    conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
+    clean = answer(None, 0)
+    rows = [row_of("as it is", None, clean, clean)]
+    for place, (kind, value, distort) in enumerate(
+        progress_bar(conditions, "robustness", len(conditions), "condition", progress), start=1
+    ):
+        rows.append(row_of(kind, value, clean, answer(distort, place)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "robustness.csv", COLUMNS, rows)
+    facts = {"run": model.run.folder.name, "evaluation": folder.name, "clips": len(clips)}
+    write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
+    plots.robustness(folder / "robustness.png", rows, f"{model.run.folder.name}\n{folder.name}, {len(clips)} clips")
+    return folder, rows
+
+
+def row_of(kind: str, value: float | None, clean: Predictions, worse: Predictions) -> dict[str, Any]:
+    """Return the row of one condition."""
+    speakers, references, classes = np.array(clean.speakers), clean.indices, len(clean.labels)
+    before, after = (stats.speaker_confusions(speakers, references, made.answers, classes) for made in (clean, worse))
+    weights = stats.draws(len(after), 0 if interval_reason(clean) else stats.DRAWS)
+    uar, apart = metrics.uar(stats.weighted(after, weights)), metrics.uar(stats.weighted(before, weights))
+    row: dict[str, Any] = {"kind": kind, "value": value, "uar": float(uar[0]), "change": float(uar[0] - apart[0])}
+    for figure, draws in (("uar", uar), ("change", uar - apart)):
+        row[f"{figure}_low"], row[f"{figure}_high"] = stats.interval(draws[1:]) or (None, None)
+    return row | {"same_answers": float((clean.answers == worse.answers).mean())}
+
+
+def table(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows for people, and where the files lie."""
+    lines = [f"{'':<26}{'value':>7}  {'UAR':<22}{'change':<26}same answers"]
+    for row in rows:
+        shown = []
+        for figure, sign in (("uar", ""), ("change", "+")):
+            low, high = row[f"{figure}_low"], row[f"{figure}_high"]
+            interval = "" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
+            shown.append(f"{row[figure]:{sign}.3f}{interval}")
+        value = "" if row["value"] is None else f"{row['value']:g}"
+        lines.append(f"{row['kind']:<26}{value:>7}  {shown[0]:<22}{shown[1]:<26}{row['same_answers']:.3f}")
+    return "\n".join([*lines, *(str(folder / f"robustness.{ending}") for ending in ("csv", "png"))])

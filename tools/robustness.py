@@ -1,0 +1,21 @@
+"""Phase 7: score a run on worse and worse recordings: noise, babble, music, telephone, rooms, speed and more."""
+
+import argparse
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
+    parser.add_argument("--part", default="test", help="test (counted as one scoring) or val")
+    arguments = parser.parse_args()
+
+    from ser import robustness
+
+    print(robustness.table(*robustness.robustness(arguments.run, arguments.part)))
+
+
+if __name__ == "__main__":
+    main()
