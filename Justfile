@@ -22,6 +22,8 @@ jobs := "1"
 seen := ""
 # 1: `cross` normalises by the other corpus's statistics, without its labels; its figures are tagged
 adapt := ""
+# 1: `report` holds the recordings of the worst mistakes, too
+sound := ""
 # what `ensemble` averages, probabilities or logits, and its weights, uniform or fitted on validation
 average := "probabilities"
 weights := "uniform"
@@ -33,6 +35,7 @@ python := root / ".venv/bin/python"
 tools := root / "tools"
 launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --nproc-per-node " + gpus }
 scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
+heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
 adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
 enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
@@ -189,6 +192,12 @@ ensemble *RUNS: _install
 [no-cd]
 robustness RUN: _install
     @'{{ python }}' '{{ tools }}/robustness.py' "$1" --part '{{ part }}'
+
+# outputs/RUN/report.html, all that is known of a run in one file: just sound=1 report last
+[group('6-7 evaluation')]
+[no-cd]
+report RUN: _install
+    @'{{ python }}' '{{ tools }}/report.py' "$1" {{ heard }}
 
 # outputs/summary.csv: a line for every evaluation
 [group('6-7 evaluation')]

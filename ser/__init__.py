@@ -2,7 +2,7 @@
 
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
-ground    annotations, errors, interrupts, files, progress, plots
+ground    annotations, errors, interrupts, files, progress, plots, pages
 basics    labels, audio, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
@@ -13,7 +13,7 @@ models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     augment_demo, probing, comparing, summary, reporting
-door      config, runs, evaluating, crossing, folds, ensembles, robustness
+door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
 upkeep    measuring, bench_augment, bench_extraction, bench_models, bench_training, benchmarks, crashing
 command   cli
 

@@ -1,0 +1,258 @@
+"""``report.html``: everything that is known of a run, in one file that needs no network and no script."""
+
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser import audio, checkpoints
+from ser.errors import UserError
+from ser.files import PROJECT, read_csv, read_json, run_folder, write_text
+from ser.metadata import Clip, Table, read_table
+from ser.pages import bar, details, image, matrix, page, player, section, table
+from ser.predictions import read_predictions
+from ser.reporting import TITLES, with_interval
+from ser.subgroups import COLUMNS
+
+__all__ = ["report"]
+
+MISTAKES = 12  # that are shown, the most confident first
+PACKAGES = ("torch", "transformers", "speechbrain", "numpy")  # whose versions are named at once
+
+
+def report(name: str, sound: bool = False) -> Path:
+    """Write ``<run>/report.html`` and return its path.
+
+    Args:
+        name: of a run, a cross-validation or an ensemble.
+        sound: let the most confident mistakes be heard: the page then holds recordings, and names their licence.
+
+    Raises:
+        UserError: no such run, or it was not scored yet.
+    """
+    folder = run_folder(name)
+    evaluations = [(path.parent, read_json(path)) for path in folder.glob("eval/*/metrics.json")]
+    if not evaluations:
+        raise UserError(
+            f"{folder.name}: not scored yet; run: just eval {folder.name}, or just part=val eval {folder.name}"
+        )
+    order = {"test": 0, "val": 1}
+    evaluations.sort(key=lambda pair: (order.get(pair[1]["part"], 2), pair[0].name))
+    links = "".join(f'<a href="#{escape(place.name)}">{escape(place.name)}</a>' for place, _ in evaluations)
+    parts = [
+        f"<h1>{escape(folder.name)}</h1>",
+        headline(evaluations[0][1]),
+        f'<nav>{links}<a href="#training">training</a><a href="#settings">settings</a></nav>',
+        *(section(place.name, title_of(metrics), scored(place, metrics, sound)) for place, metrics in evaluations),
+        section("training", "Training", trained(folder)),
+        section("settings", "Settings and environment", settings(folder)),
+    ]
+    path = folder / "report.html"
+    write_text(path, page(folder.name, parts))
+    return path
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """Return what the first evaluation says, in a line."""
+    return (
+        f"<p>{escape(metrics['model'])}, trained on {escape(metrics['trained_on'])}: "
+        f"<b>UAR {escape(with_interval(metrics, 'uar'))}</b> on {escape(title_of(metrics))}.</p>"
+    )
+
+
+def title_of(metrics: dict[str, Any]) -> str:
+    """Name an evaluation for people."""
+    if metrics["split_scheme"] == "none":
+        return f"{metrics['corpus']}, another corpus"
+    fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
+    part = {"test": "test speakers", "val": "validation speakers"}.get(metrics["part"], metrics["part"])
+    return f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
+
+
+def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
+    """Return the parts of one evaluation."""
+    figures = [(title, with_interval(metrics, name)) for name, title in TITLES.items()]
+    if after := metrics.get("calibrated"):
+        figures += [
+            (f"{TITLES[name]}, after temperature", with_interval(after, name)) for name in ("nll", "brier", "ece")
+        ]
+    if strict := metrics.get("strict"):
+        figures += [(f"{TITLES[name]}, strict", with_interval(strict, name)) for name in ("uar", "wa")]
+    if raters := metrics.get("raters"):
+        figures.append(("people who only heard these clips", f"UAR {raters['uar']:.3f}, WA {raters['wa']:.3f}"))
+    reason = metrics.get("ci95_reason")
+    note = (
+        f"No interval: {reason}." if reason else "95 % intervals resample speakers; they do not cover training seeds."
+    )
+    each = [
+        (label, values["clips"], *(with_interval(values, name) for name in ("precision", "recall", "f1", "auc")))
+        for label, values in metrics["classes"].items()
+    ]
+    return [
+        protocol(metrics),
+        "<h3>Figures</h3>" + table(("figure", "value"), figures) + f'<p class="soft">{escape(note)}</p>',
+        "<h3>Classes</h3>" + table(("class", "clips", "precision", "recall", "F1", "AUC"), each, (1,)),
+        "<h3>Confusion</h3>" + matrix(metrics["labels"], metrics["confusion"]),
+        "<h3>Calibration and abstention</h3>"
+        + image(folder / "calibration.png", "reliability before and after the temperature; errors by share answered"),
+        groups(folder / "subgroups.csv", metrics["gaps"]),
+        robustness(folder),
+        folds(metrics),
+        mistakes(folder, metrics, sound),
+    ]
+
+
+def protocol(metrics: dict[str, Any]) -> str:
+    """Return the box that says what the figures are of."""
+    tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in metrics["tags"])
+    facts = [
+        f"{metrics['n_clips']} clips of {metrics['n_speakers']} speakers"
+        + (f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""),
+        f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}",
+        "no speaker of them was trained on" if metrics["speaker_independent"] else "not independent of the speaker",
+        f"split {metrics['split_sha256'][:12]}",
+        f"test scorings {metrics['test_scorings']}",
+    ]
+    if metrics["absent"]:
+        facts.append(f"no clip of {', '.join(metrics['absent'])}")
+    if metrics.get("left_out"):
+        facts.append("left out: " + ", ".join(f"{count} {label}" for label, count in metrics["left_out"].items()))
+    if metrics.get("calm_policy"):
+        facts.append(f"calm: {metrics['calm_policy']}")
+    return f'<div class="box"><p>{tags}{escape("; ".join(facts))}.</p></div>'
+
+
+def groups(path: Path, gaps: dict[str, Any]) -> str:
+    """Return the table of subgroups."""
+    if not path.is_file():
+        return ""
+    shown = []
+    for _, row in read_csv(path, COLUMNS):
+        interval = f" [{float(row['uar_low']):.3f}, {float(row['uar_high']):.3f}]" if row["uar_low"] else ""
+        uar = float(row["uar"] or 0)
+        shown.append((row["grouping"], row["group"], row["clips"], row["speakers"], f"{uar:.3f}{interval}", bar(uar)))
+    said = []
+    for grouping, gap in gaps.items():
+        interval = f" [{gap['ci95'][0]:.3f}, {gap['ci95'][1]:.3f}]" if gap["ci95"] else ""
+        said.append(f"{grouping}: {gap['best']} is {gap['gap']:.3f}{interval} above {gap['worst']}")
+    note = f'<p class="soft">{escape("; ".join(said))}.</p>' if said else ""
+    header = ("by", "group", "clips", "speakers", "UAR", "")
+    return "<h3>Subgroups</h3>" + note + table(header, shown, (2, 3))
+
+
+def robustness(folder: Path) -> str:
+    """Return the table and the picture of worse recordings, if they were made."""
+    if not (folder / "robustness.json").is_file():
+        return ""
+    rows = []
+    for row in read_json(folder / "robustness.json")["rows"]:
+        ends = row["uar_low"], row["uar_high"]
+        interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends[0] is not None else ""
+        value = "" if row["value"] is None else f"{row['value']:g}"
+        rows.append(
+            (row["kind"], value, f"{row['uar']:.3f}{interval}", f"{row['change']:+.3f}", f"{row['same_answers']:.2f}")
+        )
+    header = ("condition", "value", "UAR", "change", "same answers")
+    picture = image(folder / "robustness.png", "UAR on worse recordings")
+    return "<h3>Robustness</h3>" + picture + table(header, rows, (1, 3, 4))
+
+
+def folds(metrics: dict[str, Any]) -> str:
+    """Return the table of folds of a cross-validation."""
+    if not metrics.get("folds"):
+        return ""
+    rows = [(fold["fold"], f"{fold['uar']:.3f}", f"{fold['wa']:.3f}", fold["run"]) for fold in metrics["folds"]]
+    spread = metrics["over_folds"]["uar"]
+    note = f'<p class="soft">UAR over folds: mean {spread["mean"]:.3f}, standard deviation {spread["sd"]:.3f}.</p>'
+    return "<h3>Folds</h3>" + table(("fold", "UAR", "WA", "run"), rows, (0,)) + note
+
+
+def mistakes(folder: Path, metrics: dict[str, Any], sound: bool) -> str:
+    """Return the most confident wrong answers, with players where they are asked for."""
+    predictions = read_predictions(folder / "predictions.csv")
+    confidence, answers = predictions.probabilities.max(1), predictions.answers
+    wrong = np.flatnonzero(answers != predictions.indices)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    if not len(wrong):
+        return ""
+    table_of, clips = corpus_of(metrics["corpus"]) if sound else (None, {})
+    rows = []
+    for row in wrong:
+        heard: object = ""
+        clip = clips.get(predictions.clips[row])
+        if table_of is not None and clip is not None:
+            heard = player(wav(table_of, clip))
+        answer = predictions.labels[answers[row]]
+        said = (predictions.clips[row], predictions.speakers[row], predictions.references[row], answer)
+        rows.append((*said, f"{confidence[row]:.2f}", heard))
+    licence = f'<p class="soft">Recordings: {escape(licence_of(metrics["corpus"]))}</p>' if sound else ""
+    header = ("clip", "speaker", "reference", "answer", "confidence", "sound" if sound else "")
+    return "<h3>The most confident mistakes</h3>" + table(header, rows, (4,)) + licence
+
+
+def corpus_of(corpus: str) -> tuple[Table, dict[str, Clip]]:
+    """Return a corpus's table and its clips by name."""
+    known = read_table(corpus)
+    return known, {clip.clip: clip for clip in known.clips}
+
+
+def wav(known: Table, clip: Clip) -> bytes:
+    """Return a clip at 16 kHz as the bytes of a WAV file."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio.read(known.sound(clip)), audio.SAMPLE_RATE, "PCM_16", format="WAV")
+    return buffer.getvalue()
+
+
+def licence_of(corpus: str) -> str:
+    """Return what a corpus's README says of its licence."""
+    path = PROJECT / "data" / corpus / "README.md"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [line.partition("Licence:")[2].strip() for line in lines if "Licence:" in line]
+    return f"{corpus}, {found[0]}" if found else f"{corpus}, licence not known here; see its README"
+
+
+def trained(folder: Path) -> list[str]:
+    """Return curves, what the checkpoint says of itself, and the weights of an encoder's layers."""
+    path = folder / "checkpoints/best.pt"
+    if not path.is_file():
+        return []
+    checkpoint = checkpoints.load(path)
+    state, encoder = checkpoint["state"], checkpoint.get("encoder")
+    facts = [
+        f"best at epoch {state['epoch']}, step {state['step']}; trained on {len(checkpoint['train_speakers'])} speakers"
+    ]
+    if "temperature" in checkpoint:
+        facts.append(f"temperature {checkpoint['temperature']:.3f}")
+    if encoder:
+        facts.append("encoder " + ", ".join(f"{name} {value}" for name, value in encoder.items()))
+    weights = [value for name, value in checkpoint["model"].items() if name.endswith("layer_sum.scores")]
+    shares = weights[0].softmax(0).tolist() if weights else []
+    rows = [(layer, f"{share:.3f}", bar(share / max(shares))) for layer, share in enumerate(shares)]
+    layers = "<h3>Weights of the encoder's layers</h3>" + table(("layer", "weight", ""), rows, (1,)) if rows else ""
+    return [
+        image(folder / "curves.png", "loss and validation figures by epoch"),
+        f'<p class="soft">{escape("; ".join(facts))}.</p>',
+        layers,
+    ]
+
+
+def settings(folder: Path) -> list[str]:
+    """Return the resolved settings and what each session ran on."""
+    parts = []
+    if (folder / "run.gin").is_file():
+        parts.append(details("run.gin: every setting, defaults included", (folder / "run.gin").read_text()))
+    if (folder / "ensemble.json").is_file():
+        parts.append(details("members", json.dumps(read_json(folder / "ensemble.json"), indent=2)))
+    if (folder / "environment.json").is_file():
+        sessions = read_json(folder / "environment.json")["sessions"]
+        last = sessions[-1]
+        versions = ", ".join(f"{name} {last['packages'].get(name)}" for name in PACKAGES)
+        machine = f"{last['machine']['device']}, {last['machine']['cores']} cores; Python {last['python']}, {versions}"
+        parts.append(f"<p>{escape(machine)}; commit {escape(str(last['git']['commit'])[:12])}.</p>")
+        parts.append(details("all sessions", json.dumps(sessions, indent=2)))
+    return parts
