@@ -23,6 +23,7 @@ nav a { margin-right: 1rem; } a { color: rgb(var(--mark)); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td.number, th.number { text-align: right; } .matrix td { text-align: center; }
+.matrix .soft { color: inherit; opacity: .75; }
 .box { background: var(--box); padding: .6rem .9rem; border-radius: 6px; }
 .tag { background: rgba(var(--mark), .18); border-radius: 4px; padding: 0 .4rem; margin-right: .3rem; }
 .bar { background: rgba(var(--mark), .8); height: .7rem; border-radius: 2px; min-width: 1px; }

@@ -230,7 +230,7 @@ def trained(folder: Path) -> list[str]:
         facts.append(f"temperature {checkpoint['temperature']:.3f}")
     if encoder:
         facts.append("encoder " + ", ".join(f"{name} {value}" for name, value in encoder.items()))
-    weights = [value for name, value in checkpoint["model"].items() if name.endswith("layer_sum.scores")]
+    weights = [value for name, value in checkpoint["model"].items() if name.endswith("sum.scores")]
     shares = weights[0].softmax(0).tolist() if weights else []
     rows = [(layer, f"{share:.3f}", bar(share / max(shares))) for layer, share in enumerate(shares)]
     layers = "<h3>Weights of the encoder's layers</h3>" + table(("layer", "weight", ""), rows, (1,)) if rows else ""

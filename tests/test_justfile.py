@@ -16,7 +16,8 @@ ARGUMENTS = {
     "verify": ["demo"], "metadata": ["demo"], "split": ["demo", "holdout"], "histogram": ["demo"],
     "prepare": ["demo"], "extract": ["demo", "logmel80"], "show": ["demo_ecapa"], "dry-run": ["demo_ecapa"],
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
-    "cross": ["last", "demo"], "compare": ["last", "last"], "bench": ["startup"],
+    "cross": ["last", "demo"], "compare": ["last", "last"], "robustness": ["last"],
+    "ensemble": ["last", "last"], "report": ["last"], "augment-demo": [], "bench": ["startup"],
     "probe": ["ravdess", "whisper_tiny_en"],
 }  # fmt: skip
 

@@ -1,0 +1,263 @@
+"""What follows a training: worse recordings, several runs as one, every run on every corpus, the report."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import command, one_error_line
+
+from ser import calibration, config, crossing, ensembles, report, robustness, runs
+from ser.batches import SoundSource, open_source
+from ser.errors import UserError
+from ser.evaluating import evaluate
+from ser.files import read_json
+from ser.metadata import read_table
+from ser.pages import page, table
+from ser.predictions import Predictions
+
+SMALL = [
+    "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
+    "train/batch_size = 16",
+]  # fmt: skip
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def train(name="demo_ecapa", *overrides):
+    experiment, run = runs.create(config.load(name, [*SMALL, *overrides]))
+    assert runs.train(experiment, run, progress=False) == 0
+    return run
+
+
+# Worse recordings
+
+
+def test_a_run_is_scored_on_every_condition_and_the_clean_one_is_its_evaluation(trained_home, monkeypatch):
+    run = train("ravdess_ecapa")
+    some = {"white noise, dB": (20.0, 0.0), "babble, dB": (5.0,), "speed": (0.8,), "first seconds": (1.0,)}
+    few = {kind: {value: robustness.CONDITIONS[kind][value] for value in values} for kind, values in some.items()}
+    monkeypatch.setattr(robustness, "CONDITIONS", few)
+    folder, rows = robustness.robustness("last", "val", progress=False)
+    assert [(row["kind"], row["value"]) for row in rows[1:]] == [(k, v) for k, vs in some.items() for v in vs]
+    clean = evaluate("last", "val", progress=False)[1]
+    assert rows[0]["uar"] == pytest.approx(clean["uar"], abs=1e-9)
+    assert rows[0]["same_answers"] == 1
+    assert all(row["change"] == pytest.approx(row["uar"] - rows[0]["uar"]) for row in rows)
+    assert any(row["same_answers"] < 1 for row in rows[1:])
+    assert read_json(folder / "robustness.json")["rows"] == rows
+    assert (folder / "robustness.png").is_file()
+    assert "white noise" in robustness.table(folder, rows)
+    again = robustness.robustness(run.folder.name, "val", progress=False)[1]
+    assert again == rows
+    with pytest.raises(UserError, match="what a model was trained on is not scored"):
+        robustness.robustness("last", "train")
+
+
+@pytest.mark.parametrize("kind", robustness.CONDITIONS)
+def test_each_condition_changes_a_sound_in_its_own_way(trained_home, kind):
+    heard = SimpleNamespace(cached=False, time_axis=-1)
+    known = read_table("demo")
+    sound, clip, others = SoundSource(known), known.clips[0], known.clips[-40:]
+    before = sound.read(clip)
+    for value, distort in robustness.CONDITIONS[kind].items():
+        made = [robustness.Distorted(sound, heard, distort, 3, others) for _ in range(2)]
+        after = made[0].read(clip)
+        assert after.isfinite().all()
+        assert np.array_equal(after, made[1].read(clip))  # nothing but the clip and the condition decides
+        assert made[0].length(clip) == len(after)
+        size = len(before)
+        wanted = size / value if kind == "speed" else min(size, 16_000 * value) if kind == "first seconds" else size
+        assert abs(len(after) - wanted) <= 1
+        if kind.endswith("noise, dB") or kind in ("babble, dB", "music, dB"):
+            noise = after - before
+            snr = 10 * np.log10(before.square().sum().item() / noise.square().sum().item())
+            assert snr == pytest.approx(value, abs=0.1)
+
+
+def test_sound_as_it_is_gives_what_the_store_holds(trained_home):
+    experiment, _ = runs.create(config.load("demo_ecapa", SMALL))
+    known = read_table("demo")
+    source = robustness.Distorted(SoundSource(known), experiment.features, None, 0, [])
+    stored = open_source(experiment.features, known)
+    for clip in known.clips[:5]:
+        assert source.length(clip) == stored.length(clip)
+        np.testing.assert_allclose(source.read(clip), stored.read(clip), atol=2e-2)
+
+
+# Several runs as one
+
+
+def made_up(skill, seed, clips=200):
+    rng = np.random.default_rng(9)
+    references = rng.integers(0, 3, clips)
+    logits = np.random.default_rng(seed).standard_normal((clips, 3)) + skill * np.eye(3)[references]
+    names = [f"c{number:03}" for number in range(clips)]
+    return Predictions(
+        names, [f"s{n % 10}" for n in range(clips)], [("a", "b", "c")[r] for r in references], ("a", "b", "c"), logits
+    )
+
+
+@pytest.mark.parametrize("average", ensembles.AVERAGES)
+def test_fitted_weights_are_as_likely_as_any_on_a_grid(average):
+    members = [made_up(2.0, 1), made_up(0.0, 2), made_up(1.0, 3)]
+
+    def loss(weights):
+        mixed = ensembles.averaged(members, np.array(weights), average)
+        return calibration.nll(mixed.probabilities, mixed.indices).mean()
+
+    weights = ensembles.fitted_weights(members, average)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
+    grid = [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
+    assert loss(weights) <= min(map(loss, grid)) + 1e-4
+    assert weights[1] < 0.05  # the one that guesses
+
+
+@pytest.mark.parametrize("average", ensembles.AVERAGES)
+def test_an_average_is_that_of_probabilities_or_of_logits(average):
+    one, other = made_up(1.0, 1), made_up(1.0, 2)
+    mixed = ensembles.averaged([one, other], np.array([0.25, 0.75]), average).probabilities
+    if average == "probabilities":
+        expected = 0.25 * one.probabilities + 0.75 * other.probabilities
+    else:
+        expected = one.probabilities**0.25 * other.probabilities**0.75
+        expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(mixed, expected, atol=1e-12)
+    same = ensembles.averaged([one, one], np.array([0.5, 0.5]), average)
+    np.testing.assert_allclose(same.probabilities, one.probabilities, atol=1e-12)
+
+
+def test_seeds_are_scored_as_one_and_what_does_not_belong_together_is_refused(trained_home):
+    first, second = train(), train("demo_ecapa", "seed = 2")
+    names = [run.folder.name for run in (first, second)]
+    folder, metrics = ensembles.ensemble(names, "test", weights="fitted")
+    assert metrics["tags"] == ["ensemble"]
+    assert sum(metrics["members"].values()) == pytest.approx(1)
+    assert metrics["parameters_total"] == 2 * evaluate(names[0], "val", progress=False)[1]["parameters_total"]
+    assert read_json(folder / "metrics.json") == json.loads(json.dumps(metrics))
+    assert "calibrated" in metrics
+    done = command("ensemble.py", *names, "--part", "val", home=trained_home)
+    assert done.returncode == 0, done.stderr
+    assert "0.500  demo_ecapa" in done.stdout
+    other = train("demo_ecapa", "split/scheme = 'kfold5'", "split/fold = 2")
+    for arguments, settings, says in [
+        ((names[0],), {}, "two or more different runs"),
+        ((names[0], names[0]), {}, "two or more different runs"),
+        (names, {"average": "median"}, "average is 'median'"),
+        (names, {"part": "val", "weights": "fitted"}, "cannot be scored on it"),
+        ((names[0], other.folder.name), {}, "no evaluation on 'test' that all runs have"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            ensembles.ensemble(arguments, **settings)
+
+
+def test_a_member_that_knows_the_speakers_is_refused(trained_home):
+    first, second = train(), train("demo_ecapa", "seed = 2")
+    for run in (first, second):
+        _, metrics = evaluate(str(run.folder), "train", progress=False, seen=True)
+        assert metrics["tags"] == ["speakers-seen"]
+        assert metrics["speaker_independent"] is False
+    with pytest.raises(UserError, match="was trained on speakers of demo-holdout-train"):
+        ensembles.ensemble([str(first.folder), str(second.folder)], "demo-holdout-train")
+
+
+# Every run on every corpus
+
+
+def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, capsys):
+    run = train("ravdess_ecapa")
+    folder, rows = crossing.matrix(progress=False)
+    assert {(row["corpus"], row["adapted"]) for row in rows} >= {("crema_d", False), ("crema_d", True), ("demo", True)}
+    adapted = [row for row in rows if row["adapted"]]
+    assert all("transductive" in row["tags"] for row in adapted)
+    assert not any("transductive" in row["tags"] for row in rows if not row["adapted"])
+    assert all(row["strict_uar"] <= row["uar"] for row in rows)
+    assert (folder / "matrix.csv").is_file()
+    assert (folder / "matrix.png").is_file()
+    assert run.folder.name in crossing.table(folder, rows)
+    scorings = (run.folder / "scorings.jsonl").read_text()
+    assert crossing.matrix(progress=False)[1] == rows
+    assert (run.folder / "scorings.jsonl").read_text() == scorings  # nothing was scored again
+    assert "a corpus is missing" in one_error_line(command("cross_corpus.py", "last", home=trained_home))
+
+
+def test_a_matrix_without_runs_and_a_model_without_statistics_are_said(trained_home):
+    with pytest.raises(UserError, match="no run that another prepared corpus"):
+        crossing.matrix(progress=False)
+    run = train("ravdess_ecapa", "ecapa/normalisation = 'clip'")
+    with pytest.raises(UserError, match="no statistics of a corpus to adapt"):
+        crossing.cross(str(run.folder), "crema_d", adapt=True, progress=False)
+
+
+# The report
+
+
+@pytest.fixture
+def reported(trained_home):
+    run = train("ravdess_ecapa")
+    evaluate("last", "val", progress=False)
+    crossing.cross("last", "crema_d", progress=False)
+    return run, report.report("last")
+
+
+def test_a_report_holds_everything_in_one_file(reported):
+    run, path = reported
+    text = path.read_text()
+    metrics = read_json(run.folder / "eval/ravdess-emobox6-val/metrics.json")
+    for said in (f"{metrics['uar']:.3f}", "Confusion", "Subgroups", "most confident mistakes", "run.gin", "Training"):
+        assert said in text
+    assert metrics["split_sha256"][:12] in text
+    assert "cross-corpus" in text
+    assert not re.search(r"<script|https?://|<audio", text.partition("<pre>")[0])
+    assert set(re.findall(r'src="([a-z]+:[a-z]+/[a-z]+)', text)) == {"data:image/png"}
+
+
+def test_sound_enters_only_when_asked_for_and_the_licence_is_named(reported):
+    _, path = reported
+    assert "CC BY-NC-SA" not in path.read_text()
+    text = report.report("last", sound=True).read_text()
+    assert "<audio controls" in text
+    assert "CC BY-NC-SA" in text
+
+
+def test_what_a_name_holds_is_escaped():
+    nasty = "<script>alert('&')</script>"
+    text = page(nasty, [table((nasty,), [(nasty,)])])
+    assert "<script>" not in text
+    assert text.count(html.escape(nasty)) == 3
+
+
+def test_a_report_needs_figures(trained_home):
+    train()
+    assert "not scored yet" in one_error_line(command("report.py", "last", home=trained_home))
+    assert "no run" in one_error_line(command("report.py", "nothing", home=trained_home))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_it_without_a_complaint(reported, tmp_path):
+    _, path = reported
+    picture = tmp_path / "page.png"
+    browser = [
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [*browser, "--window-size=500,3000", "--enable-logging=stderr", f"--screenshot={picture}", path.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert picture.is_file(), done.stderr
+    assert "CONSOLE" not in done.stderr
+    from matplotlib.image import imread
+
+    shown = imread(picture)
+    assert shown.shape[:2] == (3000, 500)
+    assert 0.02 < (shown[:, :, :3].min(2) < 0.5).mean() < 0.5  # ink on paper
+    assert (shown[:, -4:, :3].min(2) > 0.9).mean() > 0.9  # and none beyond the edge
