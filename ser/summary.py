@@ -1,20 +1,26 @@
-"""``outputs/summary.csv``: a line for every evaluation of every run."""
+"""``outputs/summary.csv`` and ``.md``: a line for every evaluation of every run, and what seeds make of a figure."""
 
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ser import metrics
+import numpy as np
+
+from ser import metrics, stats
 from ser.errors import UserError
-from ser.files import outputs_folder, read_json, write_csv
+from ser.files import outputs_folder, read_json, write_csv, write_text
+from ser.predictions import read_predictions
+from ser.scoring import interval_reason, sums_of
 
-__all__ = ["COLUMNS", "collect", "table", "write"]
+__all__ = ["COLUMNS", "cells", "collect", "seeds_table", "table", "write"]
 
+SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
     "run", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
     "parameters_trained", "parameters_total",
-    "hours", *(f"{name}{end}" for name in metrics.FIGURES for end in ("", "_low", "_high")), "n_clips", "n_speakers",
+    "hours", *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")), "n_clips", "n_speakers",
     "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
 )  # fmt: skip
 
@@ -36,8 +42,8 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     for column in ("corpus", "split_scheme", "part", "label_source"):
         row[column] = str(evaluation[column])
     row["run"] = path.parents[2].name
-    for name in metrics.FIGURES:
-        row[name] = float(evaluation[name])
+    for name in SHOWN:
+        row[name] = None if evaluation[name] is None else float(evaluation[name])
         row[f"{name}_low"], row[f"{name}_high"] = evaluation["ci95"][name] or (None, None)
     strict = evaluation.get("strict") or {}
     row["strict_uar"], row["strict_wa"] = strict.get("uar"), strict.get("wa")
@@ -45,12 +51,70 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def write() -> tuple[Path, list[dict[str, Any]]]:
-    """Write ``outputs/summary.csv``; return its path and rows."""
+def write() -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write ``outputs/summary.csv`` and ``summary.md``; return the first's path, its rows, and those over seeds.
+
+    Both are made anew from what lies on disk and take their place whole, so that several may write at once.
+    """
     path = outputs_folder() / "summary.csv"
     rows = collect(outputs_folder())
+    seeds = over_seeds(outputs_folder())
     write_csv(path, COLUMNS, [{column: number(value) for column, value in row.items()} for row in rows])
-    return path, rows
+    write_text(path.with_suffix(".md"), markdown(rows, seeds))
+    return path, rows, seeds
+
+
+def over_seeds(outputs: Path) -> list[dict[str, Any]]:
+    """Return a row for each evaluation of runs that differ in nothing but their seed: mean, spread, interval.
+
+    ``ci95`` is of the mean over seeds, speakers resampled for all seeds alike: what is left of the choice of
+    speakers when that of the seed is averaged out.
+    """
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in outputs.glob("*/eval/*/predictions.csv"):
+        config = path.parents[2] / "run.gin"
+        if config.is_file():
+            lines = (line for line in config.read_text().splitlines() if not line.startswith("seed = "))
+            groups.setdefault(("\n".join(lines), path.parent.name), []).append(path)
+    rows = []
+    for (_, label), paths in sorted(groups.items(), key=lambda group: (group[0][1], str(group[1][0]))):
+        if len(paths) < 2:
+            continue
+        members = [read_predictions(path).by_clip() for path in sorted(paths)]
+        if any(other.clips != members[0].clips or other.labels != members[0].labels for other in members):
+            print(f"seeds of {paths[0].parents[2].name} were scored on different clips of {label}", file=sys.stderr)
+            continue
+        reason = interval_reason(members[0])
+        weights = stats.draws(len(set(members[0].speakers)), 0 if reason else stats.DRAWS)
+        drawn = np.stack([sums_of(predictions).figures(weights)["uar"] for predictions in members])
+        each = drawn[:, 0].tolist()
+        rows.append({
+            "run": sorted(path.parents[2].name for path in paths)[0], "evaluation": label, "seeds": len(each),
+            "mean": statistics.mean(each), "sd": statistics.stdev(each), "ci95": stats.interval(drawn[:, 1:].mean(0)),
+        })  # fmt: skip
+    return rows
+
+
+def seeds_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return header and rows over seeds as text."""
+    lines: list[tuple[str, ...]] = [("run and others", "evaluation", "seeds", "UAR, mean", "sd over seeds")]
+    for row in rows:
+        interval = f" [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]" if row["ci95"] else ""
+        figures = (str(row["seeds"]), f"{row['mean']:.3f}{interval}", f"{row['sd']:.3f}")
+        lines.append((row["run"], row["evaluation"], *figures))
+    return lines
+
+
+def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) -> str:
+    """Return both tables in Markdown."""
+
+    def lined(lines: Sequence[tuple[str, ...]]) -> str:
+        texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines]
+        return texts[0] + "|---" * len(lines[0]) + "|\n" + "".join(texts[1:])
+
+    note = "Intervals: 95 %, resampling speakers.\n"
+    more = f"\n## Over seeds\n\n{lined(seeds_table(seeds))}" if seeds else ""
+    return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
 
 
 def number(value: Any) -> Any:
@@ -58,12 +122,12 @@ def number(value: Any) -> Any:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows for people, figures with their intervals."""
+def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return header and rows as text, figures with their intervals."""
     header = (
         "run", "corpus", "scheme", "part", "labels", "UAR", "strict UAR", "WA", "macro-F1", "clips", "speakers", "tags",
     )  # fmt: skip
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for row in rows:
         fold = "" if row["fold"] is None else f" fold {row['fold']}"
         calm = f", calm {row['calm_policy']}" if row["calm_policy"] else ""
@@ -75,7 +139,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 str(row["n_clips"]), str(row["n_speakers"]), row["tags"],
             )
         )  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return lines
+
+
+def table(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return header and rows for people."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([texts[0], "  ".join("-" * width for width in widths), *texts[1:]])
 

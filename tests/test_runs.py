@@ -104,7 +104,7 @@ def test_a_damaged_evaluation_is_left_out_of_the_summary(run, capsys):
     for name, text in (("a", "{}"), ("b", "[]"), ("c", "{"), ("d", '{"ci95": null}')):
         (folder.parent / name).mkdir()
         (folder.parent / name / "metrics.json").write_text(text)
-    _, rows = summary.write()
+    _, rows, _ = summary.write()
     assert len(rows) == 1
     assert capsys.readouterr().err.count("not an evaluation of ser") == 4
 
@@ -225,15 +225,31 @@ def test_cross_validation_needs_folds(trained_home):
         folds.cross_validate("demo_ecapa", SMALL, progress=False)
 
 
+def test_seeds_of_one_experiment_are_averaged(trained_home):
+    uars = []
+    for seed in (1, 2, 3):
+        experiment, run = runs.create(config.load("demo_ecapa", [*SMALL, f"seed = {seed}"]))
+        runs.train(experiment, run, progress=False)
+        uars.append(evaluate(str(run.folder), "val", progress=False)[1]["uar"])
+    path, _, (row,) = summary.write()
+    assert (row["seeds"], row["evaluation"]) == (3, "demo-holdout-val")
+    assert row["mean"] == pytest.approx(np.mean(uars))
+    assert row["sd"] == pytest.approx(np.std(uars, ddof=1))
+    assert row["ci95"] is None  # too few speakers
+    assert "Over seeds" in path.with_suffix(".md").read_text()
+
+
 def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     evaluate("last", "val", progress=False)
     evaluate("last", progress=False)
     cross("last", "demo", progress=False)
-    path, rows = summary.write()
+    path, rows, seeds = summary.write()
+    assert seeds == []
+    assert "# Evaluations" in path.with_suffix(".md").read_text()
     read = list(csv.DictReader(path.open()))
     assert len(rows) == len(read) == 3
     assert tuple(read[0]) == summary.COLUMNS
-    printed = summary.table(rows)
+    printed = summary.table(summary.cells(rows))
     assert printed.count(run.folder.name) == 3
     by_part = {(row["corpus"], row["part"]): row for row in read}
     metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")

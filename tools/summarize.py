@@ -1,4 +1,4 @@
-"""Phase 7: write outputs/summary.csv, a line for every evaluation, and print it as a table."""
+"""Phase 7: write outputs/summary.csv and summary.md, a line for every evaluation, and print it as a table."""
 
 import argparse
 
@@ -11,9 +11,11 @@ def main() -> None:
 
     from ser import summary
 
-    path, rows = summary.write()
-    print(summary.table(rows) if rows else "no evaluation yet; score a run: just eval last")
-    print(f"\n{path}: {len(rows)} evaluations")
+    path, rows, seeds = summary.write()
+    print(summary.table(summary.cells(rows)) if rows else "no evaluation yet; score a run: just eval last")
+    if seeds:
+        print("\n" + summary.table(summary.seeds_table(seeds)))
+    print(f"\n{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}")
 
 
 if __name__ == "__main__":
