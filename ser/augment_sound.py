@@ -75,11 +75,15 @@ class Shift(Operation):
         """Return sound [B, N] of the same lengths."""
         chosen = self.chosen(random)
         distances = (random.uniform(-self.share, self.share) * lengths.cpu() * chosen).round().long().tolist()
-        furthest = max(map(abs, distances))
-        wide = F.pad(sound, (furthest, furthest))
-        size = sound.shape[1]
-        rows = [row[furthest - away : furthest - away + size] for row, away in zip(wide, distances, strict=True)]
-        return silent_after(torch.stack(rows), lengths)
+        out = torch.empty_like(sound)
+        for new, old, distance, length in zip(out, sound, distances, lengths.tolist(), strict=True):
+            later, end = max(distance, 0), length + min(distance, 0)
+            new[later:end] = old[later - distance : end - distance]
+            if later:
+                new[:later] = 0
+            if end < len(new):
+                new[end:] = 0
+        return out
 
 
 class Speed(Operation):
