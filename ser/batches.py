@@ -4,7 +4,7 @@ Shapes: B clips, N samples, T frames, D features, C classes.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from ser.speakers import SpeakerPool
 __all__ = [
     "Batch",
     "ClipReader",
+    "Joined",
     "SoundSource",
     "Source",
     "check_labels",
@@ -97,6 +98,26 @@ class SoundSource:
     def read(self, clip: Clip) -> Tensor:
         """Decode a clip's sound file."""
         return torch.from_numpy(audio.read(self.table.sound(clip)))
+
+
+class Joined:
+    """Sources of several corpora as one.
+
+    Args:
+        sources: of each corpus.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]):
+        self.sources = sources
+        self.time_axis = next(iter(sources.values())).time_axis
+
+    def length(self, clip: Clip) -> int:
+        """Return the length of a clip's input without reading it."""
+        return self.sources[clip.corpus].length(clip)
+
+    def read(self, clip: Clip) -> Tensor:
+        """Return a clip's input."""
+        return self.sources[clip.corpus].read(clip)
 
 
 def open_source(features: Features, table: Table) -> Source:

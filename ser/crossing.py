@@ -45,6 +45,8 @@ def cross(
     own = model.experiment.protocol.corpus
     if corpus == own:
         raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
+    if corpus in model.experiment.protocol.extra:
+        raise UserError(f"{model.run.folder.name} was trained on {corpus}, too; its figures there would say nothing")
     table = read_table(corpus)
     occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in table.clips})
     shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)

@@ -139,7 +139,8 @@ def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     """Return what a reader must know of every figure of a run."""
     dropped = ["clips-dropped"] if experiment.protocol.drop else []
     normalised = ["speaker-normalised"] if normalises_by_speaker(experiment.model) else []
-    return [*experiment.protocol.tags, *normalised, *dropped, *([] if finished else ["unfinished"])]
+    extra = [f"extra-{corpus}" for corpus in experiment.protocol.extra]
+    return [*experiment.protocol.tags, *extra, *normalised, *dropped, *([] if finished else ["unfinished"])]
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip], seen: bool) -> list[str]:

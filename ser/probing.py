@@ -45,6 +45,8 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     if not isinstance(model, StatsProbe) or not experiment.features.cached:
         raise UserError("a layer probe reads stored statistics of an encoder; choose such features in gin/features/")
     clips = [clip for clip in protocol.part("train") if clip.emotion]
+    if protocol.extra:
+        raise UserError("data/extra: a probe of layers is of one corpus; leave it out")
     reader = ClipReader(open_source(experiment.features, protocol.table), model.labels)
     batch = reader.whole(clips)
     x = batch.inputs.numpy()  # [N, L, 2D]

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ser import splits
 from ser.errors import UserError, nearest, some
-from ser.labels import label_set
+from ser.labels import label_set, shared_labels
 from ser.metadata import Clip, Table, read_table
 from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
@@ -23,6 +23,8 @@ class Protocol:
         fold: fold k tests and fold k + 1 validates; None for a fixed scheme.
         label_source: one of ``votes.LABEL_SOURCES``; all but ``intended`` need CREMA-D's votes.
         drop: clips to leave out, such as those that are known to be odd.
+        extra: other corpora all of whose clips train along, by their intended emotions: those that this corpus knows,
+            and calm as neutral where it has no calm. Figures carry the tag ``extra-<corpus>``.
     """
 
     corpus: str
@@ -30,6 +32,7 @@ class Protocol:
     fold: int | None = None
     label_source: str = "intended"
     drop: Sequence[str] = ()
+    extra: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         label_set(self.corpus)
@@ -37,6 +40,11 @@ class Protocol:
             raise UserError(
                 f"labels/source '{self.label_source}' is unknown{nearest(self.label_source, LABEL_SOURCES)}"
             )
+
+        for corpus in self.extra:
+            label_set(corpus)
+            if corpus == self.corpus or list(self.extra).count(corpus) > 1:
+                raise UserError(f"data/extra names {corpus}, which trains already; name each other corpus once")
 
     @cached_property
     def table(self) -> Table:
@@ -59,6 +67,26 @@ class Protocol:
         return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
 
     @cached_property
+    def tables(self) -> dict[str, Table]:
+        """The clips at hand of this corpus and of those that train along."""
+        return {self.corpus: self.table} | {corpus: read_table(corpus) for corpus in self.extra}
+
+    @cached_property
+    def guests(self) -> list[Clip]:
+        """Clips of other corpora that train along; their speakers are named after their corpus, too."""
+        clips = []
+        for corpus in self.extra:
+            _, mapping = shared_labels(label_set(self.corpus), label_set(corpus))
+            known = (clip for clip in self.tables[corpus].clips if clip.emotion in mapping)
+            clips += [
+                replace(clip, emotion=mapping[clip.emotion], speaker=clip.speaker and f"{corpus}:{clip.speaker}")
+                for clip in known
+            ]
+        if twice := {clip.clip for clip in clips} & {clip.clip for clip in self.table.clips}:
+            raise UserError(f"data/extra: clips of the same name in two corpora: {some(sorted(twice))}; rename them")
+        return clips
+
+    @cached_property
     def votes(self) -> dict[str, Votes]:
         """The raters' votes for the clips at hand; empty where the corpus or this machine has none."""
         return stored_votes(self.corpus)
@@ -69,7 +97,9 @@ class Protocol:
         where = str(splits.split_path(self.corpus, self.scheme))
         clips = self.table.clips  # first: a corpus that is not prepared says so
         part_of = splits.parts_of(self.split, self.fold)
-        return splits.select(clips, part_of, where, self.split.speaker_independent)
+        members = splits.select(clips, part_of, where, self.split.speaker_independent)
+        members["train"] = [*members["train"], *self.guests]
+        return members
 
     @cached_property
     def parts(self) -> dict[str, list[Clip]]:
@@ -83,11 +113,12 @@ class Protocol:
         """
         if self.label_source == "intended":
             return list(clips)
-        self.check_votes(clips)
-        counts = {clip.clip: self.counts(clip) for clip in clips}
-        given = [replace(clip, emotion=plurality(counts[clip.clip])) for clip in clips]
+        own = [clip for clip in clips if clip.corpus == self.corpus]
+        self.check_votes(own)
+        given = [replace(clip, emotion=plurality(self.counts(clip))) for clip in own]
         keep_ties = self.label_source == "voice_soft" and part == "train"
-        return [clip for clip in given if clip.emotion or keep_ties]
+        guests = [clip for clip in clips if clip.corpus != self.corpus]
+        return [*(clip for clip in given if clip.emotion or keep_ties), *guests]
 
     def check_votes(self, clips: Sequence[Clip]) -> None:
         """Raise a UserError where votes are needed and not at hand."""
@@ -107,7 +138,7 @@ class Protocol:
 
     def soft_target(self, clip: Clip) -> list[float] | None:
         """Return the distribution [C] that a clip trains on, or None for one-hot of its emotion."""
-        if self.label_source != "voice_soft":
+        if self.label_source != "voice_soft" or clip.corpus != self.corpus:
             return None
         counts = self.counts(clip)
         return [count / sum(counts) for count in counts]
@@ -130,4 +161,5 @@ class Protocol:
 
     def describe(self) -> str:
         """Return one phrase such as ``ravdess emobox6 fold 1``."""
-        return f"{self.corpus} {self.scheme}" + (f" fold {self.fold}" if self.fold is not None else "")
+        fold = f" fold {self.fold}" if self.fold is not None else ""
+        return f"{self.corpus} {self.scheme}{fold}{''.join(f' and {corpus}' for corpus in self.extra)}"

@@ -185,7 +185,8 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
     if part == "test":
         count_scoring(model.run.folder, f"{folder.name}-robustness")
-    sound, others = SoundSource(protocol.table), protocol.parts["train"]
+    sound = SoundSource(protocol.table)
+    others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
 
     def answer(distort: Distortion | None, place: int) -> Predictions:
         source = Distorted(sound, features, distort, place, others)

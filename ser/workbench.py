@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ser import dist, evaluation
-from ser.batches import Batch, ClipReader, check_labels, open_source
+from ser.batches import Batch, ClipReader, Joined, check_labels, open_source
 from ser.errors import UserError
 from ser.experiment import Experiment, Training
 from ser.interfaces import Classifier, Solvable
@@ -159,7 +159,8 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
 def open_reader(experiment: Experiment) -> ClipReader:
     """Return the reader of what the experiment's features are made from: the feature store, or sound."""
     protocol = experiment.protocol
-    source = open_source(experiment.features, protocol.table)
+    sources = {corpus: open_source(experiment.features, table) for corpus, table in protocol.tables.items()}
+    source = Joined(sources) if protocol.extra else sources[protocol.corpus]
     enrolled = None
     if normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs":
         enrolled = [*protocol.members["train"], *protocol.members["val"]]

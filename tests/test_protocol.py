@@ -54,6 +54,37 @@ def test_each_fold_tests_other_speakers_and_validates_on_the_next(prepared_home)
         assert speakers(protocol, "train") == everyone - tested[number] - tested[(number + 1) % 6]
 
 
+def test_another_corpus_trains_along_and_neither_validates_nor_tests(prepared_home):
+    alone, joined = Protocol("crema_d", "tfds"), Protocol("crema_d", "tfds", extra=["ravdess"])
+    assert joined.part("val") == alone.part("val")
+    assert joined.part("test") == alone.part("test")
+    guests = joined.part("train")[len(alone.part("train")) :]
+    there = [clip for clip in Protocol("ravdess", "holdout").table.clips if clip.emotion != "surprised"]
+    assert [clip.clip for clip in guests] == [clip.clip for clip in there]
+    assert all(guest.speaker == f"ravdess:{clip.speaker}" for guest, clip in zip(guests, there, strict=True))
+    assert {(clip.emotion, guest.emotion) for guest, clip in zip(guests, there, strict=True)} == {
+        *((label, label) for label in ("angry", "disgust", "fearful", "happy", "neutral", "sad")), ("calm", "neutral"),
+    }  # fmt: skip
+    assert joined.describe() == "crema_d tfds and ravdess"
+    back = Protocol("ravdess", "emobox6", 1, extra=["crema_d"])
+    assert {clip.emotion for clip in back.part("train") if clip.corpus == "crema_d"} == {
+        "angry", "disgust", "fearful", "happy", "neutral", "sad",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["crema_d"], "which trains already"),
+        (["ravdess", "ravdess"], "name each other corpus once"),
+        (["revdess"], "did you mean 'ravdess'"),
+    ],
+)
+def test_a_corpus_that_cannot_train_along_is_named(prepared_home, extra, says):
+    with pytest.raises(UserError, match=says):
+        Protocol("crema_d", "tfds", extra=extra)
+
+
 def test_odd_clips_can_be_dropped_and_a_wrong_name_is_refused(prepared_home):
     odd = Protocol("crema_d", "tfds").table.clips[0].clip
     dropped = Protocol("crema_d", "tfds", drop=[odd])

@@ -225,6 +225,18 @@ def test_cross_validation_needs_folds(trained_home):
         folds.cross_validate("demo_ecapa", SMALL, progress=False)
 
 
+def test_a_run_on_two_corpora_is_tagged_and_never_scored_on_either_as_another(trained_home):
+    experiment, run = runs.create(config.load("ravdess_ecapa", [*SMALL, 'data/extra = ["crema_d"]']))
+    runs.train(experiment, run, progress=False)
+    metrics = evaluate("last", "val", progress=False)[1]
+    assert metrics["tags"] == ["extra-crema_d"]
+    assert metrics["trained_on"] == "ravdess emobox6 fold 1 and crema_d"
+    assert metrics["speaker_independent"] is True
+    with pytest.raises(UserError, match="was trained on crema_d, too"):
+        cross("last", "crema_d", progress=False)
+    assert cross("last", "demo", progress=False)[1]["tags"] == ["cross-corpus", "extra-crema_d"]
+
+
 def test_seeds_of_one_experiment_are_averaged(trained_home):
     uars = []
     for seed in (1, 2, 3):
