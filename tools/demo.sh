@@ -14,6 +14,7 @@ run prepare demo
 run extract demo logmel80
 run train demo_ecapa
 run eval last
+run report last
 run summary
 
 name=$(cat "$home/outputs/last")
@@ -23,9 +24,14 @@ done in $((SECONDS - started)) s; the pictures:
   $home/data/demo/histogram.png
   $home/outputs/$name/curves.png
   $home/outputs/$name/eval/demo-holdout-test/confusion.png
+  $home/outputs/$name/eval/demo-holdout-test/calibration.png
+
+all of it in one page:
+  $home/outputs/$name/report.html
 
 try next:
   just show demo_ecapa                                          every setting of this run
   just train demo_ecapa 'seed = 2' 'train/loss = "focal"'       another run beside it
+  just robustness last                                          noise, babble, telephone, rooms ...
   just raw=PATH prepare ravdess                                 your own recordings
 EOF
