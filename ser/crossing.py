@@ -7,7 +7,7 @@ from typing import Any
 from ser import checkpoints, evaluation, plots
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
-from ser.evaluating import about_run, predict, raters, tags_of
+from ser.evaluating import about_run, made_with, predict, raters, tags_of
 from ser.files import outputs_folder, read_json, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
@@ -137,10 +137,12 @@ def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) ->
     label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}") + ("-adapted" if adapt else "")
     path = folder / "eval" / label / "metrics.json"
     if path.is_file():
-        state, figures = checkpoints.load(folder / "checkpoints/best.pt")["state"], read_json(path)
-        now = {name: state[name] for name in ("epoch", "step")}
-        if figures.get("checkpoint") == now and figures["n_clips"] and "ci95" in figures.get("strict", {}):
-            return figures
+        best, figures, known = checkpoints.load(folder / "checkpoints/best.pt"), read_json(path), read_table(corpus)
+        same = figures.get("clips_missing") == known.missing
+        if same and made_with(figures, best):
+            counted = figures["n_clips"] + sum(figures["left_out"].values())
+            if counted == len(known.clips):
+                return figures
     return cross(str(folder), corpus, calm, adapt, progress)[1]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ser import calibration, comparing, evaluation
-from ser.errors import UserError, nearest
-from ser.evaluating import evaluate
+from ser import calibration, checkpoints, comparing, evaluation
+from ser.errors import UserError, nearest, some
+from ser.evaluating import evaluate, made_with
 from ser.files import outputs_folder, read_json, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -44,17 +44,17 @@ def ensemble(
     for value, known, what in ((average, AVERAGES, "average"), (weights, WEIGHTS, "weights")):
         if value not in known:
             raise UserError(f"{what} is '{value}'{nearest(value, known)}")
-    folders = [run_folder(name) for name in names]
+    folders = [run_folder(name, scored=True) for name in names]
     if len(set(folders)) < 2 or len(set(folders)) < len(folders):
         raise UserError(f"{' '.join(names)}: expected two or more different runs")
-    members = scored(folders, part)
+    label, members = scored(folders, part)
     about = members[0][1]
     chosen = np.full(len(members), 1 / len(members))
     temperature = None
     if weights == "fitted":
         if part == "val" or about["part"] == "val":
             raise UserError("weights fitted to validation cannot be scored on it; choose part=test, or weights=uniform")
-        heard = [predictions for predictions, _ in scored(folders, "val")]
+        heard = [predictions for predictions, _ in scored(folders, "val")[1]]
         chosen = fitted_weights(heard, average)
         validated = averaged(heard, chosen, average)
         temperature = calibration.temperature(validated.logits, validated.indices)
@@ -75,18 +75,23 @@ def ensemble(
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
         "test_scorings": max(metrics["test_scorings"] for metrics in every),
         "temperature": temperature,
+        "speaker_clips": about.get("speaker_clips"),
         **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
     }
     clips = read_table(about["corpus"]).clips
     tempered = None if temperature is None else joined.tempered(temperature)
-    folder = run / "eval" / "-".join([about["corpus"], about["split_scheme"], about["part"]])
+    if gone := set(joined.clips) - {clip.clip for clip in clips}:
+        raise UserError(f"{about['corpus']}: clips that were scored are not at hand any more: {some(sorted(gone))}")
+    folder = run / "eval" / label
     figures = evaluation.write_evaluation(folder, joined, result, clips, tempered)
     write_json(run / "ensemble.json", {"members": result["members"], "average": average, "weights": weights})
     return folder, figures
 
 
-def scored(folders: Sequence[Path], part: str) -> list[tuple[Predictions, dict[str, Any]]]:
-    """Return each run's predictions on a part, in the order of the clips' names, and its metrics.
+def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predictions, dict[str, Any]]]]:
+    """Return the evaluation's name, and each run's predictions in the order of the clips' names and its metrics.
+
+    A run's own part is scored anew where that was not done, or not with its best weights.
 
     Raises:
         UserError: not scored on the same, or a model that was trained on the speakers.
@@ -94,11 +99,15 @@ def scored(folders: Sequence[Path], part: str) -> list[tuple[Predictions, dict[s
     for folder in folders:
         found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
         own = [name for name in found if name == part or name.endswith(f"-{part}")]
-        if not own and part in ("test", "val") and (folder / "run.gin").is_file():
+        if part in ("test", "val") and not all(is_current(folder, name) for name in own or [""]):
             evaluate(str(folder), part, progress=False)
     label = comparing.shared_evaluation(folders, part)
     members = []
     for folder in folders:
+        if not is_current(folder, label):
+            raise UserError(
+                f"{folder.name}: {label} was scored with other weights or by an earlier ser; score it again"
+            )
         metrics = read_json(folder / "eval" / label / "metrics.json")
         if "speakers-seen" in metrics["tags"]:
             raise UserError(f"{folder.name}: was trained on speakers of {label}; it cannot take part")
@@ -111,7 +120,15 @@ def scored(folders: Sequence[Path], part: str) -> list[tuple[Predictions, dict[s
                     f"{folders[0].name} and {folder.name}: {name} is {str(members[0][1][name])[:12]} and "
                     f"{str(metrics[name])[:12]}; members share one protocol"
                 )
-    return members
+    return label, members
+
+
+def is_current(folder: Path, label: str) -> bool:
+    """Say whether an evaluation was made with a run's best weights; what has none stands for itself."""
+    path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
+    if not best.is_file():
+        return True
+    return bool(label) and path.is_file() and made_with(read_json(path), checkpoints.load(best))
 
 
 def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:

@@ -11,6 +11,7 @@ from ser import evaluation, metrics
 from ser.batches import ClipReader, Source, check_labels, open_source
 from ser.errors import UserError, some
 from ser.experiment import Experiment
+from ser.interfaces import Solvable
 from ser.labels import label_set
 from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
@@ -19,7 +20,7 @@ from ser.runs import Trained, trained
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
 
-__all__ = ["about_run", "check_unseen", "evaluate", "predict", "raters", "tags_of"]
+__all__ = ["about_run", "check_unseen", "evaluate", "made_with", "predict", "raters", "tags_of"]
 
 
 def evaluate(
@@ -57,8 +58,11 @@ def evaluate(
     if label_source and label_source != protocol.label_source:
         protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
-    known = check_unseen(model, clips, seen)
-    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, protocol.members[part])
+    known = check_unseen(model, clips, part, seen)
+    clips, members = (
+        [clip for clip in every if clip.corpus == protocol.corpus] for every in (clips, protocol.members[part])
+    )
+    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, members)
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"
     if protocol.label_source != model.experiment.protocol.label_source:
@@ -143,21 +147,38 @@ def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
     return [*experiment.protocol.tags, *extra, *normalised, *dropped, *([] if finished else ["unfinished"])]
 
 
-def check_unseen(model: Trained, clips: Sequence[Clip], seen: bool) -> list[str]:
-    """Return the tag of a model that was trained on speakers to be scored, where that is wanted.
+def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
+    """Return the tag of a model that was trained on speakers to be scored, or on the clips, where that is wanted.
+
+    Only a scheme that is known to share its speakers may share them; no scheme shares its clips.
 
     Raises:
         UserError: it was, and is not wanted.
     """
-    if model.experiment.protocol.tags:
-        return []
-    leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]))
-    if leaking and not seen:
+    experiment = model.experiment
+    leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]) - {""})
+    if "speaker-dependent" in experiment.protocol.tags:
+        leaking = []
+    solved = experiment.model if isinstance(experiment.model, Solvable) and experiment.model.solves else None
+    heard = part == "train" or (part == "val" and solved is not None and solved.refit)
+    if (leaking or heard) and not seen:
+        which = f"speakers of this part: {some(leaking)}" if leaking else "the clips of this part"
         raise UserError(
-            f"{model.run.folder.name}: was trained on speakers of this part: {some(leaking)}; its figures would say "
-            "nothing of others (just seen=1 eval RUN scores it all the same, tagged)"
+            f"{model.run.folder.name}: was trained on {which}; its figures would say nothing of others "
+            "(just seen=1 eval RUN scores it all the same, tagged)"
         )
-    return ["speakers-seen"] if leaking else []
+    return ["speakers-seen"] if leaking or heard else []
+
+
+def made_with(figures: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether a ``metrics.json`` is of a finished run's best weights and of this version of ser."""
+    state = checkpoint["state"]
+    wanted = {
+        "checkpoint": {name: state[name] for name in ("epoch", "step")},
+        "temperature": checkpoint.get("temperature", 1.0),
+    }
+    known = all(figures.get(name) == value for name, value in wanted.items())
+    return known and "classes" in figures and "unfinished" not in figures["tags"]
 
 
 def about_run(model: Trained) -> dict[str, Any]:

@@ -52,13 +52,21 @@ def outputs_folder() -> Path:
     return home() / "outputs"
 
 
-def run_folder(run: str) -> Path:
+def run_folder(run: str, scored: bool = False) -> Path:
     """Resolve a RUN argument: ``last``, the name of a folder in ``outputs/``, or a path.
+
+    Args:
+        run: the argument.
+        scored: what has figures is enough: a cross-validation or an ensemble, which are no runs of their own.
 
     Raises:
         UserError: no such run.
     """
     outputs = outputs_folder()
+
+    def good(folder: Path) -> bool:
+        return (folder / "run.gin").is_file() or (scored and any(folder.glob("eval/*/metrics.json")))
+
     if run == "last":
         pointer = outputs / "last"
         if not pointer.is_file():
@@ -70,9 +78,9 @@ def run_folder(run: str) -> Path:
             )
         folder = outputs / name
     else:
-        folder = outputs / run if (outputs / run / "run.gin").is_file() else Path(run).absolute()
-    if not (folder / "run.gin").is_file():
-        names = [path.name for path in outputs.iterdir() if (path / "run.gin").is_file()] if outputs.is_dir() else []
+        folder = outputs / run if good(outputs / run) else Path(run).absolute()
+    if not good(folder):
+        names = [path.name for path in outputs.iterdir() if good(path)] if outputs.is_dir() else []
         raise UserError(f"{run}: no run of this name (a run folder holds run.gin){nearest(run, [*names, 'last'])}")
     return folder
 

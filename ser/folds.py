@@ -1,6 +1,7 @@
 """Cross-validation: every fold trained and tested, one after the other or several at once, then pooled."""
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -146,7 +147,8 @@ def train_apart(experiment: str, overrides: Sequence[str], folds: int, jobs: int
             time.sleep(POLL_SECONDS)
             if stop.signal:
                 for process, _ in running.values():
-                    process.send_signal(stop.signal)
+                    # torchrun hands SIGTERM on to its processes, and knows no SIGUSR1.
+                    process.send_signal(signal.SIGTERM if gpus > 1 else stop.signal)
                 for process, _ in running.values():
                     process.wait()
                 print(f"stopped; folds {', '.join(map(str, running))} are saved: the same command goes on")

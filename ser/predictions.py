@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ser import calibration
-from ser.errors import UserError
+from ser.errors import UserError, some
 from ser.files import read_csv, write_csv
 
 __all__ = ["Predictions", "pool", "read_predictions", "write_predictions"]
@@ -96,7 +96,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     rows = (
         (
             predictions.clips[row], predictions.speakers[row], predictions.references[row],
-            predictions.labels[answers[row]], *(f"{p:.8f}" for p in probabilities[row]),
+            predictions.labels[answers[row]], *(f"{p:.9g}" for p in probabilities[row]),
         )
         for row in np.argsort(predictions.clips)
     )  # fmt: skip
@@ -113,13 +113,15 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise UserError(f"{path}: holds no predictions")
     labels = tuple(column[2:] for column in rows[0] if column.startswith("p_"))
+    if unknown := {row["label"] for row in rows} - set(labels):
+        raise UserError(f"{path}: no column of probabilities for {some(sorted(unknown))}; score again: just eval RUN")
     try:
         probabilities = np.array([[float(row[f"p_{label}"]) for label in labels] for row in rows])
     except ValueError as error:
         raise UserError(f"{path}: a probability is not a number ({error}); score again: just eval RUN") from error
     return Predictions(
         [row["clip"] for row in rows], [row["speaker"] for row in rows], [row["label"] for row in rows],
-        labels, np.log(probabilities.clip(1e-12)),
+        labels, np.log(probabilities.clip(1e-300)),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Which clips train, validate and test a run, and by which labels: corpus, scheme, fold and label source in one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,8 +83,9 @@ class Protocol:
                 replace(clip, emotion=mapping[clip.emotion], speaker=clip.speaker and f"{corpus}:{clip.speaker}")
                 for clip in known
             ]
-        if twice := {clip.clip for clip in clips} & {clip.clip for clip in self.table.clips}:
-            raise UserError(f"data/extra: clips of the same name in two corpora: {some(sorted(twice))}; rename them")
+        count = Counter(clip.clip for clip in [*self.table.clips, *clips])
+        if twice := sorted(name for name, times in count.items() if times > 1):
+            raise UserError(f"data/extra: clips of the same name in two corpora: {some(twice)}; rename them")
         return clips
 
     @cached_property

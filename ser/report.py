@@ -33,7 +33,7 @@ def report(name: str, sound: bool = False) -> Path:
     Raises:
         UserError: no such run, or it was not scored yet.
     """
-    folder = run_folder(name)
+    folder = run_folder(name, scored=True)
     evaluations = [(path.parent, read_json(path)) for path in folder.glob("eval/*/metrics.json")]
     if not evaluations:
         raise UserError(
@@ -46,7 +46,7 @@ def report(name: str, sound: bool = False) -> Path:
         f"<h1>{escape(folder.name)}</h1>",
         headline(evaluations[0][1]),
         f'<nav>{links}<a href="#training">training</a><a href="#settings">settings</a></nav>',
-        *(section(place.name, title_of(metrics), scored(place, metrics, sound)) for place, metrics in evaluations),
+        *(section(place.name, title_of(metrics), whole(place, metrics, sound)) for place, metrics in evaluations),
         section("training", "Training", trained(folder)),
         section("settings", "Settings and environment", settings(folder)),
     ]
@@ -70,6 +70,14 @@ def title_of(metrics: dict[str, Any]) -> str:
     fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
     part = {"test": "test speakers", "val": "validation speakers"}.get(metrics["part"], metrics["part"])
     return f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
+
+
+def whole(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
+    """Return the parts of one evaluation, or how to make one of an earlier version anew."""
+    try:
+        return scored(folder, metrics, sound)
+    except (KeyError, TypeError) as error:
+        return [f"<p>{escape(f'{folder.name}: of an earlier version ({error}); score it again: just eval RUN')}</p>"]
 
 
 def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
@@ -99,7 +107,7 @@ def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
         "<h3>Calibration and abstention</h3>"
         + image(folder / "calibration.png", "reliability before and after the temperature; errors by share answered"),
         groups(folder / "subgroups.csv", metrics["gaps"]),
-        robustness(folder),
+        robustness(folder, metrics),
         folds(metrics),
         mistakes(folder, metrics, sound),
     ]
@@ -143,12 +151,14 @@ def groups(path: Path, gaps: dict[str, Any]) -> str:
     return "<h3>Subgroups</h3>" + note + table(header, shown, (2, 3))
 
 
-def robustness(folder: Path) -> str:
+def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     """Return the table and the picture of worse recordings, if they were made."""
     if not (folder / "robustness.json").is_file():
         return ""
-    rows = []
-    for row in read_json(folder / "robustness.json")["rows"]:
+    made, rows = read_json(folder / "robustness.json"), []
+    if made["checkpoint"] != metrics.get("checkpoint"):
+        return "<h3>Robustness</h3><p>Of other weights than these; make it again: just robustness RUN.</p>"
+    for row in made["rows"]:
         ends = row["uar_low"], row["uar_high"]
         interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends[0] is not None else ""
         value = "" if row["value"] is None else f"{row['value']:g}"
@@ -232,8 +242,12 @@ def trained(folder: Path) -> list[str]:
         facts.append("encoder " + ", ".join(f"{name} {value}" for name, value in encoder.items()))
     weights = [value for name, value in checkpoint["model"].items() if name.endswith("sum.scores")]
     shares = weights[0].softmax(0).tolist() if weights else []
-    rows = [(layer, f"{share:.3f}", bar(share / max(shares))) for layer, share in enumerate(shares)]
-    layers = "<h3>Weights of the encoder's layers</h3>" + table(("layer", "weight", ""), rows, (1,)) if rows else ""
+    rows = [(place, f"{share:.3f}", bar(share / max(shares))) for place, share in enumerate(shares)]
+    layers = (
+        "<h3>Weights of the layers used, in their order</h3>" + table(("place", "weight", ""), rows, (1,))
+        if rows
+        else ""
+    )
     return [
         image(folder / "curves.png", "loss and validation figures by epoch"),
         f'<p class="soft">{escape("; ".join(facts))}.</p>',
@@ -248,8 +262,9 @@ def settings(folder: Path) -> list[str]:
         parts.append(details("run.gin: every setting, defaults included", (folder / "run.gin").read_text()))
     if (folder / "ensemble.json").is_file():
         parts.append(details("members", json.dumps(read_json(folder / "ensemble.json"), indent=2)))
-    if (folder / "environment.json").is_file():
-        sessions = read_json(folder / "environment.json")["sessions"]
+    environment = folder / "environment.json"
+    sessions = read_json(environment).get("sessions") if environment.is_file() else None
+    if sessions:
         last = sessions[-1]
         versions = ", ".join(f"{name} {last['packages'].get(name)}" for name in PACKAGES)
         machine = f"{last['machine']['device']}, {last['machine']['cores']} cores; Python {last['python']}, {versions}"

@@ -15,7 +15,7 @@ from ser.augment_sound import Clipping, Gain
 from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
 from ser.batches import SoundSource
 from ser.errors import UserError
-from ser.evaluating import check_unseen, predict
+from ser.evaluating import about_run, check_unseen, predict, tags_of
 from ser.evaluation import count_scoring
 from ser.features import Features
 from ser.files import write_csv, write_json
@@ -156,7 +156,10 @@ class Distorted:
 
     def voice(self, clip: Clip, random: ClipRandom) -> Tensor:
         """Return the sound of some clip of another speaker, at one loudness."""
-        strangers = [other for other in self.others if other.speaker != clip.speaker]
+        strangers = [
+            other for other in self.others
+            if other.clip != clip.clip and (not clip.speaker or other.speaker != clip.speaker)
+        ]  # fmt: skip
         sound = self.sound.read(strangers[random.integers(len(strangers))[0]])
         return sound / sound.square().mean().sqrt().clamp_min(1e-6)
 
@@ -181,10 +184,8 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     model = trained(name)
     protocol, features = model.experiment.protocol, model.experiment.features
     clips = protocol.part(part)
-    check_unseen(model, clips, False)
+    check_unseen(model, clips, part, False)
     folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
-    if part == "test":
-        count_scoring(model.run.folder, f"{folder.name}-robustness")
     sound = SoundSource(protocol.table)
     others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
 
@@ -199,11 +200,20 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         progress_bar(conditions, "robustness", len(conditions), "condition", progress), start=1
     ):
         rows.append(row_of(kind, value, clean, answer(distort, place)))
+    if part == "test":
+        count_scoring(model.run.folder, f"{folder.name}-robustness")
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "robustness.csv", COLUMNS, rows)
-    facts = {"run": model.run.folder.name, "evaluation": folder.name, "clips": len(clips)}
+    about = about_run(model)
+    tags = tags_of(model.experiment, model.finished)
+    facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
+    facts["tags"] = tags
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
-    plots.robustness(folder / "robustness.png", rows, f"{model.run.folder.name}\n{folder.name}, {len(clips)} clips")
+    plots.robustness(
+        folder / "robustness.png",
+        rows,
+        " ".join([f"{model.run.folder.name}\n{folder.name}, {len(clips)} clips", *tags]),
+    )
     return folder, rows
 
 

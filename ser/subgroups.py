@@ -1,5 +1,6 @@
 """Does a model serve everyone alike? Figures by speaker, sex, age, intensity, statement and length of the clip."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,10 +26,15 @@ def band(value: float, edges: Sequence[float], unit: str) -> str:
     return f"from {edges[-1]:g} {unit}" if place == len(edges) else f"{edges[place - 1]:g}-{edges[place]:g} {unit}"
 
 
+def age_band(age: str) -> str:
+    """Return the band of an age in years; what is no number stands for itself."""
+    return band(float(age), AGES, "years") if re.fullmatch(r"\d+(\.\d+)?", age) else age
+
+
 # What a clip does not tell is an empty text, and stands in no group.
 GROUPINGS: dict[str, Callable[[Clip], str]] = {
     "sex": lambda clip: clip.sex,
-    "age": lambda clip: band(float(clip.age), AGES, "years") if clip.age else "",
+    "age": lambda clip: age_band(clip.age),
     "intensity": lambda clip: clip.intensity,
     "statement": lambda clip: clip.statement,
     "length": lambda clip: band(clip.seconds, SECONDS, "s"),

@@ -73,14 +73,19 @@ def over_seeds(outputs: Path) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in outputs.glob("*/eval/*/predictions.csv"):
         config = path.parents[2] / "run.gin"
-        if config.is_file():
+        facts = read_json(path.parent / "metrics.json") if config.is_file() else {}
+        if not {"unfinished", "speakers-seen"} & set(facts.get("tags", ["unfinished"])):
             lines = (line for line in config.read_text().splitlines() if not line.startswith("seed = "))
             groups.setdefault(("\n".join(lines), path.parent.name), []).append(path)
     rows = []
     for (_, label), paths in sorted(groups.items(), key=lambda group: (group[0][1], str(group[1][0]))):
         if len(paths) < 2:
             continue
-        members = [read_predictions(path).by_clip() for path in sorted(paths)]
+        try:
+            members = [read_predictions(path).by_clip() for path in sorted(paths)]
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         if any(other.clips != members[0].clips or other.labels != members[0].labels for other in members):
             print(f"seeds of {paths[0].parents[2].name} were scored on different clips of {label}", file=sys.stderr)
             continue
@@ -91,17 +96,18 @@ def over_seeds(outputs: Path) -> list[dict[str, Any]]:
         rows.append({
             "run": sorted(path.parents[2].name for path in paths)[0], "evaluation": label, "seeds": len(each),
             "mean": statistics.mean(each), "sd": statistics.stdev(each), "ci95": stats.interval(drawn[:, 1:].mean(0)),
+            "tags": " ".join(read_json(paths[0].parent / "metrics.json")["tags"]),
         })  # fmt: skip
     return rows
 
 
 def seeds_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return header and rows over seeds as text."""
-    lines: list[tuple[str, ...]] = [("run and others", "evaluation", "seeds", "UAR, mean", "sd over seeds")]
+    lines: list[tuple[str, ...]] = [("run and others", "evaluation", "seeds", "UAR, mean", "sd over seeds", "tags")]
     for row in rows:
         interval = f" [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]" if row["ci95"] else ""
         figures = (str(row["seeds"]), f"{row['mean']:.3f}{interval}", f"{row['sd']:.3f}")
-        lines.append((row["run"], row["evaluation"], *figures))
+        lines.append((row["run"], row["evaluation"], *figures, row["tags"]))
     return lines
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import command, one_error_line
 
-from ser import calibration, config, crossing, ensembles, report, robustness, runs
+from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs
 from ser.batches import SoundSource, open_source
 from ser.errors import UserError
 from ser.evaluating import evaluate
-from ser.files import read_json
+from ser.files import read_json, write_json
+from ser.folds import cross_validate
 from ser.metadata import read_table
 from ser.pages import page, table
 from ser.predictions import Predictions
@@ -163,6 +164,29 @@ def test_a_member_that_knows_the_speakers_is_refused(trained_home):
         assert metrics["speaker_independent"] is False
     with pytest.raises(UserError, match="was trained on speakers of demo-holdout-train"):
         ensembles.ensemble([str(first.folder), str(second.folder)], "demo-holdout-train")
+
+
+def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home):
+    folder, _ = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    again, _ = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'", "seed = 2"], progress=False)
+    names = [path.parents[1].name for path in (folder, again)]
+    scored, metrics = ensembles.ensemble(names)
+    assert {"ensemble", "pooled-folds"} <= set(metrics["tags"])
+    for name in (*names, scored.parents[1].name):
+        assert "Confusion" in report.report(name).read_text()
+    assert "Folds" in report.report(names[0]).read_text()
+    assert comparing.compare(*names)[1]["n_clips"] == metrics["n_clips"]
+
+
+def test_figures_of_other_weights_or_of_an_earlier_version_are_made_again(trained_home):
+    first, second = train(), train("demo_ecapa", "seed = 2")
+    evaluate(str(first.folder), "val", progress=False)
+    path = first.folder / "eval/demo-holdout-val/metrics.json"
+    old = read_json(path)
+    write_json(path, {name: value for name, value in old.items() if name != "classes"} | {"uar": 0.0})
+    assert "of an earlier version" in report.report(str(first.folder)).read_text()
+    ensembles.ensemble([str(first.folder), str(second.folder)], "val")
+    assert read_json(path) == old
 
 
 # Every run on every corpus

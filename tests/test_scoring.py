@@ -8,10 +8,11 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from ser import stats
+from ser.errors import UserError
 from ser.metadata import Clip
 from ser.predictions import Predictions, read_predictions, write_predictions
 from ser.scoring import score, sums_of, validation_figures
-from ser.subgroups import subgroups
+from ser.subgroups import age_band, subgroups
 
 LABELS = ("angry", "calm", "disgust", "happy", "sad")
 
@@ -130,7 +131,7 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path):
         predictions.speakers,
         predictions.references,
     )
-    np.testing.assert_allclose(back.probabilities, predictions.probabilities, atol=1e-7)
+    np.testing.assert_allclose(back.probabilities, predictions.probabilities, rtol=1e-6)
 
 
 # Subgroups
@@ -160,6 +161,20 @@ def test_groups_have_the_figures_of_their_clips_and_gaps_their_difference():
     assert by_group["age", "from 60 years"]["uar_low"] is None  # too few speakers
     assert "from 60 years" not in (gaps["age"]["best"], gaps["age"]["worst"])
     assert sum(row["grouping"] == "speaker" for row in rows) == 16
+
+
+def test_an_age_that_is_no_number_stands_for_itself():
+    assert [age_band(age) for age in ("29.5", "30", "71", "thirties", "nan", "")] == [
+        "below 30 years", "30-45 years", "from 60 years", "thirties", "nan", "",
+    ]  # fmt: skip
+
+
+def test_malformed_predictions_are_one_line(tmp_path):
+    path = tmp_path / "predictions.csv"
+    for header, row in (("", ""), (",p_sad", ",1")):
+        path.write_text(f"clip,speaker,label,predicted{header}\na,s,angry,sad{row}\n")
+        with pytest.raises(UserError, match="no column of probabilities for angry; score again"):
+            read_predictions(path)
 
 
 def test_what_clips_do_not_tell_is_in_no_group_and_a_tiny_group_makes_no_gap():
