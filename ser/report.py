@@ -156,7 +156,7 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     if not (folder / "robustness.json").is_file():
         return ""
     made, rows = read_json(folder / "robustness.json"), []
-    if made["checkpoint"] != metrics.get("checkpoint"):
+    if made.get("checkpoint") != metrics.get("checkpoint"):
         return "<h3>Robustness</h3><p>Of other weights than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:
         ends = row["uar_low"], row["uar_high"]

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ser import dist, metrics, plots, stats
 from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation
 from ser.augment_sound import Clipping, Gain
 from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
-from ser.batches import SoundSource
+from ser.batches import ClipReader, SoundSource
 from ser.errors import UserError
 from ser.evaluating import about_run, check_unseen, predict, tags_of
 from ser.evaluation import count_scoring
@@ -23,6 +24,7 @@ from ser.metadata import Clip
 from ser.predictions import Predictions
 from ser.progress import progress as progress_bar
 from ser.runs import trained
+from ser.samplers import bucketed
 from ser.scoring import interval_reason
 
 __all__ = ["CONDITIONS", "Distorted", "robustness", "table"]
@@ -30,6 +32,7 @@ __all__ = ["CONDITIONS", "Distorted", "robustness", "table"]
 COLUMNS = (
     "kind", "value", "uar", "uar_low", "uar_high", "change", "change_low", "change_high", "same_answers",
 )  # fmt: skip
+BUDGET_SECONDS = 32.0  # padded sound whose features are computed at once
 VOICES = 6  # that talk at once in babble
 CHORDS = ((0, 4, 7), (5, 9, 12), (7, 11, 14), (-3, 0, 4))  # semitones above the key
 
@@ -119,7 +122,12 @@ class Distorted:
     """
 
     def __init__(
-        self, sound: SoundSource, features: Features, distort: Distortion | None, place: int, others: Sequence[Clip]
+        self,
+        sound: SoundSource | ClipReader,
+        features: Features,
+        distort: Distortion | None,
+        place: int,
+        others: Sequence[Clip],
     ):
         self.sound, self.features, self.distort = sound, features, distort
         self.place, self.others = place, others
@@ -134,25 +142,35 @@ class Distorted:
         """Return a clip's input."""
         return self.of(clip)[0]
 
-    @torch.inference_mode()
     def of(self, clip: Clip) -> tuple[Tensor, int]:
         """Return a clip's input and its length, as the store or a sound file would hold them."""
         if clip.clip not in self.done:
-            sound = self.sound.read(clip)[None]
-            if self.distort is not None:
-                random = ClipRandom(0, 0, self.place, [clip.clip])
-                sound = self.distort(sound, random, lambda random: self.voice(clip, random))
-            self.done[clip.clip] = self.heard(sound)
+            self.prepare([clip])
         return self.done[clip.clip]
 
-    def heard(self, sound: Tensor) -> tuple[Tensor, int]:
-        """Return what is stored of a sound [1, N]."""
+    @torch.inference_mode()
+    def prepare(self, clips: Sequence[Clip]) -> None:
+        """Make the inputs of many clips, those of similar length together."""
+        sounds = [self.worse(clip) for clip in clips]
         if not self.features.cached:
-            return sound[0], sound.shape[1]
-        device = dist.device()
-        values, frames = self.features.front_end(sound.to(device), torch.tensor([sound.shape[1]], device=device))
-        count, value = int(frames[0]), values[0].to(getattr(torch, self.features.dtype)).cpu()
-        return (value if self.time_axis is None else value.narrow(self.time_axis, 0, count)), count
+            self.done |= {clip.clip: (x, len(x)) for clip, x in zip(clips, sounds, strict=True)}
+            return
+        device, kind = dist.device(), getattr(torch, self.features.dtype)
+        for rows in bucketed([len(x) for x in sounds], round(BUDGET_SECONDS * SAMPLE_RATE)):
+            batch = pad_sequence([sounds[row] for row in rows], batch_first=True).to(device)
+            lengths = torch.tensor([len(sounds[row]) for row in rows], device=device)
+            values, frames = self.features.front_end(batch, lengths)
+            for row, value, count in zip(rows, values.to(kind).cpu(), frames.tolist(), strict=True):
+                kept = value if self.time_axis is None else value.narrow(self.time_axis, 0, count).clone()
+                self.done[clips[row].clip] = kept, count
+
+    def worse(self, clip: Clip) -> Tensor:
+        """Return a clip's sound [N], made worse."""
+        sound = self.sound.read(clip)
+        if self.distort is None:
+            return sound
+        random = ClipRandom(0, 0, self.place, [clip.clip])
+        return self.distort(sound[None], random, lambda random: self.voice(clip, random))[0]
 
     def voice(self, clip: Clip, random: ClipRandom) -> Tensor:
         """Return the sound of some clip of another speaker, at one loudness."""
@@ -186,11 +204,12 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     clips = protocol.part(part)
     check_unseen(model, clips, part, False)
     folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
-    sound = SoundSource(protocol.table)
+    sound = ClipReader(SoundSource(protocol.table), ())  # which keeps what it has read
     others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
 
     def answer(distort: Distortion | None, place: int) -> Predictions:
         source = Distorted(sound, features, distort, place, others)
+        source.prepare(protocol.members[part])
         return predict(model.experiment, protocol.corpus, clips, False, None, protocol.members[part], source)
 
     conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
