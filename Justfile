@@ -234,9 +234,9 @@ fmt: _install
 # measure against what a user would pick instead: augment, data, extraction, models, startup, training
 [group('upkeep')]
 [no-cd]
-bench NAME: _install
-    @[ "$1" != augment ] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[bench]'
-    @'{{ python }}' '{{ tools }}/bench.py' "$1"
+bench +NAMES: _install
+    @[[ " $* " != *" augment "* ]] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[bench]'
+    @'{{ python }}' '{{ tools }}/bench.py' "$@"
 
 # what CI runs: lint and tests
 [group('upkeep')]

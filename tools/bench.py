@@ -8,13 +8,14 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="data, extraction, models, startup or training")
+    parser.add_argument("names", nargs="+", help="one or more of augment, data, extraction, models, startup, training")
     arguments = parser.parse_args()
 
     from ser import benchmarks, measuring
 
-    path, rows = benchmarks.run(arguments.name)
-    print(f"{measuring.table(rows)}\n{path}")
+    for name in arguments.names:
+        path, rows = benchmarks.run(name)
+        print(f"{measuring.table(rows)}\n{path}")
 
 
 if __name__ == "__main__":
