@@ -12,7 +12,7 @@ store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
-after     augment_demo, probing, comparing, summary, reporting
+after     reporting, augment_demo, probing, comparing, summary
 door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
 upkeep    measuring, bench_augment, bench_extraction, bench_models, bench_training, benchmarks, crashing
 command   cli

@@ -12,7 +12,7 @@ from ser.files import outputs_folder, read_json, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
 from ser.metadata import Table, metadata_path, read_table
-from ser.reporting import with_interval
+from ser.reporting import aligned, estimate
 from ser.runs import Trained, trained
 from ser.votes import stored_votes
 from ser.workbench import fit_input_norm
@@ -56,7 +56,7 @@ def cross(
         adapt_statistics(model, table)
     predictions = predict(model.experiment, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
-    label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}") + ("-adapted" if adapt else "")
+    label = label_of(corpus, calm, adapt)
     about = about_run(model) | {
         "corpus": corpus,
         "split_scheme": "none",
@@ -80,6 +80,12 @@ def cross(
     folder = model.run.folder / "eval" / label
     tempered = predictions.tempered(model.temperature).mapped(shared, mapping)
     return folder, evaluation.write_evaluation(folder, predictions.mapped(shared, mapping), about, clips, tempered)
+
+
+def label_of(corpus: str, calm: str, adapt: bool) -> str:
+    """Name the evaluation on another corpus."""
+    policy = "" if calm == CALM_POLICIES[0] else f"-{calm}"
+    return f"{corpus}-none-all{policy}{'-adapted' if adapt else ''}"
 
 
 def adapt_statistics(model: Trained, table: Table) -> None:
@@ -134,14 +140,12 @@ def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, l
 
 def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) -> dict[str, Any]:
     """Return the figures of a run on a corpus, those on disk where they were made with its best weights."""
-    label = f"{corpus}-none-all" + ("" if calm == CALM_POLICIES[0] else f"-{calm}") + ("-adapted" if adapt else "")
-    path = folder / "eval" / label / "metrics.json"
+    path = folder / "eval" / label_of(corpus, calm, adapt) / "metrics.json"
     if path.is_file():
         best, figures, known = checkpoints.load(folder / "checkpoints/best.pt"), read_json(path), read_table(corpus)
-        same = figures.get("clips_missing") == known.missing
-        if same and made_with(figures, best):
+        if made_with(figures, best):
             counted = figures["n_clips"] + sum(figures["left_out"].values())
-            if counted == len(known.clips):
+            if (counted, figures["clips_missing"]) == (len(known.clips), known.missing):
                 return figures
     return cross(str(folder), corpus, calm, adapt, progress)[1]
 
@@ -157,20 +161,10 @@ def row_of(metrics: dict[str, Any], adapt: bool) -> dict[str, Any]:
 
 def table(folder: Path, rows: list[dict[str, Any]]) -> str:
     """Return the rows for people, and where the files lie."""
-    lines = [("run", "corpus", "", "UAR", "strict UAR", "clips")]
+    lines = [("run", "corpus", "", "UAR", "strict UAR", "clips", "tags")]
     for row in rows:
-        figures = [
-            {"uar": row[f"{prefix}uar"], "ci95": {"uar": pair if (pair := ends(row, prefix))[0] is not None else None}}
-            for prefix in ("", "strict_")
-        ]
-        shown = (with_interval(figure, "uar") for figure in figures)
-        lines.append((row["run"], row["corpus"], "adapted" if row["adapted"] else "", *shown, str(row["n_clips"])))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        shown = [estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"])) for name in ("uar", "strict_uar")]
+        adapted = "adapted" if row["adapted"] else ""
+        lines.append((row["run"], row["corpus"], adapted, *shown, str(row["n_clips"]), row["tags"]))
     calm = f"calm {rows[0]['calm_policy']}; adapted: normalised by the other corpus's statistics, no label looked at"
-    return "\n".join([*texts, calm, str(folder / "matrix.csv"), str(folder / "matrix.png")])
-
-
-def ends(row: dict[str, Any], prefix: str) -> tuple[float | None, float | None]:
-    """Return the ends of a row's interval."""
-    return row[f"{prefix}uar_low"], row[f"{prefix}uar_high"]
+    return "\n".join([*aligned(lines), calm, str(folder / "matrix.csv"), str(folder / "matrix.png")])

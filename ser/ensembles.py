@@ -99,7 +99,8 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
     for folder in folders:
         found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
         own = [name for name in found if name == part or name.endswith(f"-{part}")]
-        if part in ("test", "val") and not all(is_current(folder, name) for name in own or [""]):
+        trained = (folder / "checkpoints/best.pt").is_file()
+        if trained and part in ("test", "val") and not (own and all(is_current(folder, name) for name in own)):
             evaluate(str(folder), part, progress=False)
     label = comparing.shared_evaluation(folders, part)
     members = []
@@ -124,11 +125,12 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
 
 
 def is_current(folder: Path, label: str) -> bool:
-    """Say whether an evaluation was made with a run's best weights; what has none stands for itself."""
+    """Say whether an evaluation was made by this ser, and with a run's best weights; other folders have none."""
     path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
-    if not best.is_file():
-        return True
-    return bool(label) and path.is_file() and made_with(read_json(path), checkpoints.load(best))
+    if not path.is_file():
+        return False
+    figures = read_json(path)
+    return made_with(figures, checkpoints.load(best)) if best.is_file() else "classes" in figures
 
 
 def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:

@@ -170,15 +170,15 @@ def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -
     return ["speakers-seen"] if leaking or heard else []
 
 
-def made_with(figures: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
-    """Say whether a ``metrics.json`` is of a finished run's best weights and of this version of ser."""
-    state = checkpoint["state"]
+def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether what a ``metrics.json`` holds is of a finished run's best weights and of this version of ser."""
+    if not isinstance(figures, dict) or "classes" not in figures or "unfinished" in figures["tags"]:
+        return False
     wanted = {
-        "checkpoint": {name: state[name] for name in ("epoch", "step")},
+        "checkpoint": {name: checkpoint["state"][name] for name in ("epoch", "step")},
         "temperature": checkpoint.get("temperature", 1.0),
     }
-    known = all(figures.get(name) == value for name, value in wanted.items())
-    return known and "classes" in figures and "unfinished" not in figures["tags"]
+    return all(figures.get(name) == value for name, value in wanted.items())
 
 
 def about_run(model: Trained) -> dict[str, Any]:
@@ -196,5 +196,4 @@ def about_run(model: Trained) -> dict[str, Any]:
         "trained_on": model.experiment.protocol.describe(),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),
-        "speaker_independent": not model.experiment.protocol.tags,
     }

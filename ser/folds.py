@@ -14,7 +14,7 @@ import torch
 
 from ser import checkpoints, config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluating import evaluate, raters, tags_of
+from ser.evaluating import evaluate, made_with, raters, tags_of
 from ser.experiment import Experiment, Run
 from ser.files import PROJECT, outputs_folder, read_json
 from ser.interrupts import stop_requests
@@ -115,13 +115,8 @@ def is_current(path: Path, run: Run, experiment: Experiment) -> bool:
     if not path.is_file():
         return False
     figures = read_json(path)
-    wanted = {
-        "checkpoint": {name: best["state"][name] for name in ("epoch", "step")},
-        "split_sha256": experiment.protocol.split.sha256,
-        "n_clips": len(experiment.protocol.part("test")),
-        "temperature": best.get("temperature", 1.0),
-    }
-    return all(figures.get(name) == value for name, value in wanted.items())
+    wanted = {"split_sha256": experiment.protocol.split.sha256, "n_clips": len(experiment.protocol.part("test"))}
+    return made_with(figures, best) and all(figures.get(name) == value for name, value in wanted.items())
 
 
 def train_apart(experiment: str, overrides: Sequence[str], folds: int, jobs: int, gpus: int, folder: Path) -> int:

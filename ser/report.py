@@ -14,7 +14,8 @@ from ser.files import PROJECT, read_csv, read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import TITLES, with_interval
+from ser.reporting import TITLES, estimate, gap_text, with_interval
+from ser.robustness import estimate_of, shown_value
 from ser.subgroups import COLUMNS
 
 __all__ = ["report"]
@@ -40,19 +41,27 @@ def report(name: str, sound: bool = False) -> Path:
             f"{folder.name}: not scored yet; run: just eval {folder.name}, or just part=val eval {folder.name}"
         )
     order = {"test": 0, "val": 1}
-    evaluations.sort(key=lambda pair: (order.get(pair[1]["part"], 2), pair[0].name))
-    links = "".join(f'<a href="#{escape(place.name)}">{escape(place.name)}</a>' for place, _ in evaluations)
+    good = [(place, metrics) for place, metrics in evaluations if is_known(metrics)]
+    good.sort(key=lambda pair: (order.get(pair[1]["part"], 2), pair[0].name))
+    old = sorted(place.name for place, metrics in evaluations if not is_known(metrics))
+    links = "".join(f'<a href="#{escape(place.name)}">{escape(place.name)}</a>' for place, _ in good)
     parts = [
         f"<h1>{escape(folder.name)}</h1>",
-        headline(evaluations[0][1]),
+        headline(good[0][1]) if good else "",
         f'<nav>{links}<a href="#training">training</a><a href="#settings">settings</a></nav>',
-        *(section(place.name, title_of(metrics), whole(place, metrics, sound)) for place, metrics in evaluations),
+        *(f"<p>{escape(name)}: of an earlier version; score it again: just eval RUN</p>" for name in old),
+        *(section(place.name, title_of(metrics), scored(place, metrics, sound)) for place, metrics in good),
         section("training", "Training", trained(folder)),
         section("settings", "Settings and environment", settings(folder)),
     ]
     path = folder / "report.html"
     write_text(path, page(folder.name, parts))
     return path
+
+
+def is_known(metrics: Any) -> bool:
+    """Say whether this version of ser wrote a ``metrics.json``."""
+    return isinstance(metrics, dict) and {"classes", "gaps", "reliability", "part"} <= metrics.keys()
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -70,14 +79,6 @@ def title_of(metrics: dict[str, Any]) -> str:
     fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
     part = {"test": "test speakers", "val": "validation speakers"}.get(metrics["part"], metrics["part"])
     return f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
-
-
-def whole(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
-    """Return the parts of one evaluation, or how to make one of an earlier version anew."""
-    try:
-        return scored(folder, metrics, sound)
-    except (KeyError, TypeError) as error:
-        return [f"<p>{escape(f'{folder.name}: of an earlier version ({error}); score it again: just eval RUN')}</p>"]
 
 
 def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
@@ -139,13 +140,10 @@ def groups(path: Path, gaps: dict[str, Any]) -> str:
         return ""
     shown = []
     for _, row in read_csv(path, COLUMNS):
-        interval = f" [{float(row['uar_low']):.3f}, {float(row['uar_high']):.3f}]" if row["uar_low"] else ""
-        uar = float(row["uar"] or 0)
-        shown.append((row["grouping"], row["group"], row["clips"], row["speakers"], f"{uar:.3f}{interval}", bar(uar)))
-    said = []
-    for grouping, gap in gaps.items():
-        interval = f" [{gap['ci95'][0]:.3f}, {gap['ci95'][1]:.3f}]" if gap["ci95"] else ""
-        said.append(f"{grouping}: {gap['best']} is {gap['gap']:.3f}{interval} above {gap['worst']}")
+        uar, low, high = (float(row[name]) if row[name] else None for name in ("uar", "uar_low", "uar_high"))
+        figure = ("-", "") if uar is None else (estimate(uar, (low, high)), bar(uar))
+        shown.append((row["grouping"], row["group"], row["clips"], row["speakers"], *figure))
+    said = [f"{grouping}: {gap_text(gap)}" for grouping, gap in gaps.items()]
     note = f'<p class="soft">{escape("; ".join(said))}.</p>' if said else ""
     header = ("by", "group", "clips", "speakers", "UAR", "")
     return "<h3>Subgroups</h3>" + note + table(header, shown, (2, 3))
@@ -159,15 +157,11 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     if made.get("checkpoint") != metrics.get("checkpoint"):
         return "<h3>Robustness</h3><p>Of other weights than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:
-        ends = row["uar_low"], row["uar_high"]
-        interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends[0] is not None else ""
-        value = "" if row["value"] is None else f"{row['value']:g}"
-        rows.append(
-            (row["kind"], value, f"{row['uar']:.3f}{interval}", f"{row['change']:+.3f}", f"{row['same_answers']:.2f}")
-        )
+        uar, change = estimate_of(row, "uar"), estimate_of(row, "change", "+")
+        rows.append((row["kind"], shown_value(row), uar, change, f"{row['same_answers']:.2f}"))
     header = ("condition", "value", "UAR", "change", "same answers")
     picture = image(folder / "robustness.png", "UAR on worse recordings")
-    return "<h3>Robustness</h3>" + picture + table(header, rows, (1, 3, 4))
+    return "<h3>Robustness</h3>" + picture + table(header, rows, (1, 4))
 
 
 def folds(metrics: dict[str, Any]) -> str:
@@ -262,12 +256,18 @@ def settings(folder: Path) -> list[str]:
         parts.append(details("run.gin: every setting, defaults included", (folder / "run.gin").read_text()))
     if (folder / "ensemble.json").is_file():
         parts.append(details("members", json.dumps(read_json(folder / "ensemble.json"), indent=2)))
-    environment = folder / "environment.json"
-    sessions = read_json(environment).get("sessions") if environment.is_file() else None
-    if sessions:
-        last = sessions[-1]
+    if (folder / "environment.json").is_file():
+        parts += environment(read_json(folder / "environment.json"))
+    return parts
+
+
+def environment(content: Any) -> list[str]:
+    """Return what the last session ran on, and all sessions; a foreign file is shown as it is."""
+    try:
+        last = content["sessions"][-1]
         versions = ", ".join(f"{name} {last['packages'].get(name)}" for name in PACKAGES)
         machine = f"{last['machine']['device']}, {last['machine']['cores']} cores; Python {last['python']}, {versions}"
-        parts.append(f"<p>{escape(machine)}; commit {escape(str(last['git']['commit'])[:12])}.</p>")
-        parts.append(details("all sessions", json.dumps(sessions, indent=2)))
-    return parts
+        line = f"<p>{escape(machine)}; commit {escape(str(last['git']['commit'])[:12])}.</p>"
+    except (KeyError, TypeError, IndexError):
+        line = "<p>environment.json is not of ser.</p>"
+    return [line, details("all sessions", json.dumps(content, indent=2))]

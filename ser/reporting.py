@@ -1,9 +1,10 @@
-"""What an evaluation prints."""
+"""What an evaluation prints, and how figures and tables are put into words."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TITLES", "evaluation", "with_interval"]
+__all__ = ["TITLES", "aligned", "estimate", "evaluation", "gap_text", "with_interval"]
 
 TITLES = {
     "uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "auc": "AUC", "nll": "NLL",
@@ -36,8 +37,7 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
         figures = ", ".join(f"{TITLES[name]} {metrics[name]:.3f} -> {after[name]:.3f}" for name in ("nll", "ece"))
         rows.append(("calibration", f"{figures} with the temperature that validation gave"))
     for grouping, gap in metrics["gaps"].items():
-        interval = f" [{gap['ci95'][0]:.3f}, {gap['ci95'][1]:.3f}]" if gap["ci95"] else ""
-        rows.append((f"by {grouping}", f"{gap['best']} is {gap['gap']:.3f}{interval} UAR above {gap['worst']}"))
+        rows.append((f"by {grouping}", gap_text(gap)))
     if clips := metrics.get("speaker_clips"):
         rows.append(("speakers", f"normalised by {clips} of their clips, the scored one among them"))
     missing = f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""
@@ -49,8 +49,23 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
 
 
 def with_interval(figures: dict[str, Any], name: str) -> str:
-    """Return ``0.612 [0.550, 0.660]``, without the interval where there is none; a dash for no figure."""
-    if figures[name] is None:
-        return "-"
-    interval = figures["ci95"][name]
-    return f"{figures[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+    """Return a figure of a ``metrics.json`` as ``estimate`` does; a dash where there is none."""
+    return "-" if figures[name] is None else estimate(figures[name], figures["ci95"][name])
+
+
+def estimate(value: float, interval: Sequence[float | None] | None, sign: str = "") -> str:
+    """Return ``0.612 [0.550, 0.660]``, without the interval where it or its ends are None; ``sign`` may be ``+``."""
+    if not interval or interval[0] is None:
+        return f"{value:{sign}.3f}"
+    return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def gap_text(gap: dict[str, Any]) -> str:
+    """Say how far the best and the worst group of ``subgroups.subgroups`` are apart."""
+    return f"{gap['best']} is {estimate(gap['gap'], gap['ci95'])} UAR above {gap['worst']}"
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines, each column as wide as its longest cell."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -19,15 +19,16 @@ from ser.errors import UserError
 from ser.evaluating import about_run, check_unseen, predict, tags_of
 from ser.evaluation import count_scoring
 from ser.features import Features
-from ser.files import write_csv, write_json
+from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
 from ser.progress import progress as progress_bar
+from ser.reporting import aligned, estimate
 from ser.runs import trained
 from ser.samplers import bucketed
 from ser.scoring import interval_reason
 
-__all__ = ["CONDITIONS", "Distorted", "robustness", "table"]
+__all__ = ["CONDITIONS", "Distorted", "estimate_of", "robustness", "shown_value", "table"]
 
 COLUMNS = (
     "kind", "value", "uar", "uar_low", "uar_high", "change", "change_low", "change_high", "same_answers",
@@ -250,13 +251,20 @@ def row_of(kind: str, value: float | None, clean: Predictions, worse: Prediction
 
 def table(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows for people, and where the files lie."""
-    lines = [f"{'':<26}{'value':>7}  {'UAR':<22}{'change':<26}same answers"]
+    lines: list[tuple[str, ...]] = [("", "value", "UAR", "change", "same answers")]
     for row in rows:
-        shown = []
-        for figure, sign in (("uar", ""), ("change", "+")):
-            low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-            interval = "" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
-            shown.append(f"{row[figure]:{sign}.3f}{interval}")
-        value = "" if row["value"] is None else f"{row['value']:g}"
-        lines.append(f"{row['kind']:<26}{value:>7}  {shown[0]:<22}{shown[1]:<26}{row['same_answers']:.3f}")
-    return "\n".join([*lines, *(str(folder / f"robustness.{ending}") for ending in ("csv", "png"))])
+        same = f"{row['same_answers']:.3f}"
+        lines.append((row["kind"], shown_value(row), estimate_of(row, "uar"), estimate_of(row, "change", "+"), same))
+    tags = read_json(folder / "robustness.json")["tags"]
+    files = (str(folder / f"robustness.{ending}") for ending in ("csv", "png"))
+    return "\n".join([*(f"[{tag}]" for tag in tags), *aligned(lines), *files])
+
+
+def estimate_of(row: dict[str, Any], name: str, sign: str = "") -> str:
+    """Return a row's figure with its interval."""
+    return estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"]), sign)
+
+
+def shown_value(row: dict[str, Any]) -> str:
+    """Return how much of its kind a condition is; nothing of the clips as they are."""
+    return "" if row["value"] is None else f"{row['value']:g}"

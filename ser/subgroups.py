@@ -57,7 +57,8 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
     """
     known = {clip.clip: clip for clip in clips}
     speakers, references, answers = np.array(predictions.speakers), predictions.indices, predictions.answers
-    weights = stats.draws(len(set(predictions.speakers)), 0 if interval_reason(predictions) else stats.DRAWS)
+    everyone, classes = np.unique(speakers), len(predictions.labels)
+    weights = stats.draws(len(everyone), 0 if interval_reason(predictions) else stats.DRAWS)
     rows, gaps = [], {}
     for grouping, group_of in GROUPINGS.items():
         groups = np.array([group_of(known[clip]) for clip in predictions.clips])
@@ -68,11 +69,10 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
         for name in names:
             inside = groups == name
             own = np.unique(speakers[inside])
-            per_speaker = np.zeros((len(np.unique(speakers)), len(predictions.labels), len(predictions.labels)))
-            counted = stats.speaker_confusions(
-                speakers[inside], references[inside], answers[inside], len(predictions.labels)
+            per_speaker = np.zeros((len(everyone), classes, classes))
+            per_speaker[np.searchsorted(everyone, own)] = stats.speaker_confusions(
+                speakers[inside], references[inside], answers[inside], classes
             )
-            per_speaker[np.searchsorted(np.unique(speakers), own)] = counted
             drawn = stats.weighted(per_speaker, weights)
             figures = {"uar": metrics.uar(drawn), "wa": metrics.wa(drawn)}
             row: dict[str, Any] = {

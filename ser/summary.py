@@ -12,13 +12,14 @@ from ser import metrics, stats
 from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
+from ser.reporting import aligned, estimate
 from ser.scoring import interval_reason, sums_of
 
 __all__ = ["COLUMNS", "cells", "collect", "seeds_table", "table", "write"]
 
 SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
-    "run", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
+    "run", "evaluation", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
     "parameters_trained", "parameters_total",
     "hours", *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")), "n_clips", "n_speakers",
     "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
@@ -41,7 +42,7 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     row = {column: evaluation.get(column) for column in COLUMNS}
     for column in ("corpus", "split_scheme", "part", "label_source"):
         row[column] = str(evaluation[column])
-    row["run"] = path.parents[2].name
+    row["run"], row["evaluation"] = path.parents[2].name, path.parent.name
     for name in SHOWN:
         row[name] = None if evaluation[name] is None else float(evaluation[name])
         row[f"{name}_low"], row[f"{name}_high"] = evaluation["ci95"][name] or (None, None)
@@ -58,31 +59,33 @@ def write() -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
     """
     path = outputs_folder() / "summary.csv"
     rows = collect(outputs_folder())
-    seeds = over_seeds(outputs_folder())
+    seeds = over_seeds(outputs_folder(), rows)
     write_csv(path, COLUMNS, [{column: number(value) for column, value in row.items()} for row in rows])
     write_text(path.with_suffix(".md"), markdown(rows, seeds))
     return path, rows, seeds
 
 
-def over_seeds(outputs: Path) -> list[dict[str, Any]]:
-    """Return a row for each evaluation of runs that differ in nothing but their seed: mean, spread, interval.
+def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each of ``rows`` that runs differing in nothing but their seed share: mean, spread, interval.
 
     ``ci95`` is of the mean over seeds, speakers resampled for all seeds alike: what is left of the choice of
     speakers when that of the seed is averaged out.
     """
     groups: dict[tuple[str, str], list[Path]] = {}
-    for path in outputs.glob("*/eval/*/predictions.csv"):
-        config = path.parents[2] / "run.gin"
-        facts = read_json(path.parent / "metrics.json") if config.is_file() else {}
-        if not {"unfinished", "speakers-seen"} & set(facts.get("tags", ["unfinished"])):
-            lines = (line for line in config.read_text().splitlines() if not line.startswith("seed = "))
-            groups.setdefault(("\n".join(lines), path.parent.name), []).append(path)
-    rows = []
-    for (_, label), paths in sorted(groups.items(), key=lambda group: (group[0][1], str(group[1][0]))):
+    for row in rows:
+        folder = outputs / row["run"]
+        if (folder / "run.gin").is_file() and not {"unfinished", "speakers-seen"} & set(row["tags"].split()):
+            lines = (folder / "run.gin").read_text().splitlines()
+            config = "\n".join(line for line in lines if not line.startswith("seed = "))
+            groups.setdefault((config, row["evaluation"]), []).append(folder / "eval" / row["evaluation"])
+    tags = {(row["run"], row["evaluation"]): row["tags"] for row in rows}
+    found = []
+    for (_, label), folders in sorted(groups.items(), key=lambda group: (group[0][1], str(group[1][0]))):
+        paths = sorted(folder / "predictions.csv" for folder in folders)
         if len(paths) < 2:
             continue
         try:
-            members = [read_predictions(path).by_clip() for path in sorted(paths)]
+            members = [read_predictions(path).by_clip() for path in paths]
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
@@ -93,20 +96,20 @@ def over_seeds(outputs: Path) -> list[dict[str, Any]]:
         weights = stats.draws(len(set(members[0].speakers)), 0 if reason else stats.DRAWS)
         drawn = np.stack([sums_of(predictions).figures(weights)["uar"] for predictions in members])
         each = drawn[:, 0].tolist()
-        rows.append({
-            "run": sorted(path.parents[2].name for path in paths)[0], "evaluation": label, "seeds": len(each),
+        run = paths[0].parents[2].name
+        found.append({
+            "run": run, "evaluation": label, "seeds": len(each),
             "mean": statistics.mean(each), "sd": statistics.stdev(each), "ci95": stats.interval(drawn[:, 1:].mean(0)),
-            "tags": " ".join(read_json(paths[0].parent / "metrics.json")["tags"]),
+            "tags": tags[run, label],
         })  # fmt: skip
-    return rows
+    return found
 
 
 def seeds_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return header and rows over seeds as text."""
     lines: list[tuple[str, ...]] = [("run and others", "evaluation", "seeds", "UAR, mean", "sd over seeds", "tags")]
     for row in rows:
-        interval = f" [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]" if row["ci95"] else ""
-        figures = (str(row["seeds"]), f"{row['mean']:.3f}{interval}", f"{row['sd']:.3f}")
+        figures = (str(row["seeds"]), estimate(row["mean"], row["ci95"]), f"{row['sd']:.3f}")
         lines.append((row["run"], row["evaluation"], *figures, row["tags"]))
     return lines
 
@@ -137,11 +140,14 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     for row in rows:
         fold = "" if row["fold"] is None else f" fold {row['fold']}"
         calm = f", calm {row['calm_policy']}" if row["calm_policy"] else ""
+        uar, wa, macro_f1 = (
+            estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"])) for name in ("uar", "wa", "macro_f1")
+        )
         strict = "" if row["strict_uar"] is None else f"{row['strict_uar']:.3f}"
         lines.append(
             (
                 row["run"], row["corpus"], f"{row['split_scheme']}{fold}", f"{row['part']}{calm}", row["label_source"],
-                with_interval(row, "uar"), strict, with_interval(row, "wa"), with_interval(row, "macro_f1"),
+                uar, strict, wa, macro_f1,
                 str(row["n_clips"]), str(row["n_speakers"]), row["tags"],
             )
         )  # fmt: skip
@@ -150,12 +156,5 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def table(lines: Sequence[tuple[str, ...]]) -> str:
     """Return header and rows for people."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([texts[0], "  ".join("-" * width for width in widths), *texts[1:]])
-
-
-def with_interval(row: dict[str, Any], name: str) -> str:
-    """Return ``0.612 [0.550, 0.660]``, without the interval where there is none."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    rule = tuple("-" * max(len(line[column]) for line in lines) for column in range(len(lines[0])))
+    return "\n".join(aligned([lines[0], rule, *lines[1:]]))

@@ -263,6 +263,21 @@ def test_a_report_needs_figures(trained_home):
     assert "no run" in one_error_line(command("report.py", "nothing", home=trained_home))
 
 
+def test_a_report_lives_with_files_that_are_not_of_ser(reported):
+    run, _ = reported
+    (run.folder / "eval/ravdess-emobox6-val/robustness.json").write_text('{"rows": []}')
+    for foreign in ("[]", '{"sessions": []}', '{"sessions": [{}]}', '{"other": 1}'):
+        (run.folder / "environment.json").write_text(foreign)
+        (run.folder / "eval/crema_d-none-all/metrics.json").write_text(foreign)
+        text = report.report("last").read_text()
+        assert "environment.json is not of ser" in text
+        assert "crema_d-none-all: of an earlier version" in text
+        assert "make it again: just robustness RUN" in text
+    (run.folder / "eval/crema_d-none-all/metrics.json").write_text("[")
+    with pytest.raises(UserError, match="not valid JSON"):
+        report.report("last")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_it_without_a_complaint(reported, tmp_path):
     _, path = reported

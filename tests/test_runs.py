@@ -251,7 +251,7 @@ def test_a_run_on_two_corpora_is_tagged_and_never_scored_on_either_as_another(tr
     assert cross("last", "demo", progress=False)[1]["tags"] == ["cross-corpus", "extra-crema_d"]
 
 
-def test_seeds_of_one_experiment_are_averaged(trained_home):
+def test_seeds_of_one_experiment_are_averaged(trained_home, capsys):
     uars = []
     for seed in (1, 2, 3):
         experiment, run = runs.create(config.load("demo_ecapa", [*SMALL, f"seed = {seed}"]))
@@ -263,6 +263,9 @@ def test_seeds_of_one_experiment_are_averaged(trained_home):
     assert row["sd"] == pytest.approx(np.std(uars, ddof=1))
     assert row["ci95"] is None  # too few speakers
     assert "Over seeds" in path.with_suffix(".md").read_text()
+    (run.folder / "eval/demo-holdout-val/predictions.csv").write_text("clip,speaker,label,predicted\n")
+    assert summary.write()[2] == []
+    assert "holds no predictions" in capsys.readouterr().err
 
 
 def test_summary_has_a_line_for_every_evaluation(run, trained_home):
