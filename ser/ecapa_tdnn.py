@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ser.errors import UserError, nearest
 from ser.files import data_folder
 from ser.interfaces import Classifier
-from ser.layers import CosineHead, InputNorm, Speakers, attended_mean_std, masked_mean_std, pad_reflect
+from ser.layers import CosineHead, InputNorm, Speakers, attended_mean_std, clip_mask, masked_mean_std, pad_reflect
 
 __all__ = ["EcapaTdnn"]
 
@@ -104,13 +104,11 @@ class EcapaTdnn(Classifier):
     def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Return the utterance embedding [B, E] of log-mel inputs [B, T, D] and their frames long [B]."""
         x = self.norm(inputs, lengths, speakers)
-        # SpeechBrain compares frame < relative * T; half a frame less survives the rounding of the product.
-        relative = (lengths - 0.5) / x.shape[1]
         first, *blocks = self.ecapa.blocks
         x = tdnn(first, x.transpose(1, 2), lengths)
         outputs = []
         for block in blocks:
-            x = se_res2net(block, x, lengths, relative)
+            x = se_res2net(block, x, lengths)
             outputs.append(x)
         x = self.ecapa.mfa(torch.cat(outputs, dim=1))  # kernel 1: needs no padding
         x = self.ecapa.asp_bn(attentive_statistics(self.ecapa.asp, x, lengths))
@@ -124,15 +122,18 @@ def tdnn(block: Any, x: Tensor, lengths: Tensor) -> Tensor:
     return block.dropout(block.norm(block.activation(conv(pad_reflect(x, lengths, padding)))))
 
 
-def se_res2net(block: Any, x: Tensor, lengths: Tensor, relative: Tensor) -> Tensor:
-    """Run a SpeechBrain ``SERes2NetBlock`` on x [B, C, T]."""
+def se_res2net(block: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    """Run a SpeechBrain ``SERes2NetBlock`` on x [B, C, T]; what it squeezes is the clip's own frames."""
     residual = block.shortcut(x) if block.shortcut else x
     first, *chunks = block.tdnn1(x).chunk(block.res2net_block.scale, dim=1)
     outputs = [first]
     for number, (chunk, layer) in enumerate(zip(chunks, block.res2net_block.blocks, strict=True)):
         outputs.append(tdnn(layer, chunk + outputs[-1] if number else chunk, lengths))
     x = block.tdnn2(torch.cat(outputs, dim=1))
-    return block.se_block(x, relative) + residual
+    inside = clip_mask(lengths, x.shape[2])[:, None]
+    squeezed = x.masked_fill(~inside, 0).sum(2, keepdim=True) / lengths[:, None, None]
+    squeeze = block.se_block
+    return squeeze.sigmoid(squeeze.conv2(squeeze.relu(squeeze.conv1(squeezed)))) * x + residual
 
 
 def attentive_statistics(pool: Any, x: Tensor, lengths: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ __all__ = [
     "masked_mean_std",
     "normalises_by_speaker",
     "pad_reflect",
+    "places",
+    "tracing",
 ]
 
 NORMALISATIONS = ("corpus", "speaker", "clip", "none")
@@ -54,6 +56,11 @@ class Speakers:
         return Speakers(self.count[which], self.mean[which], self.std[which])
 
 
+def tracing() -> bool:
+    """Say whether a model is being exported: nothing may then depend on the values of this one batch."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def full(x: Tensor) -> Tensor:
     """Return x in float32 at least."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -61,7 +68,20 @@ def full(x: Tensor) -> Tensor:
 
 def clip_mask(lengths: Tensor, frames: int) -> Tensor:
     """Return bool [B, T]: true inside each clip."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+    return places(frames, lengths) < lengths[:, None]
+
+
+def places(count: int, like: Tensor) -> Tensor:
+    """Return 0, 1, ... count - 1 on the device of ``like``, in an exported model too: a trace would keep today's."""
+    if torch.jit.is_tracing():
+        return traced_places(torch.as_tensor(count), like)
+    return torch.arange(count, device=like.device)
+
+
+@torch.jit.script_if_tracing
+def traced_places(count: Tensor, like: Tensor) -> Tensor:
+    """Return ``places`` as TorchScript, which asks for the device anew at every call."""
+    return torch.arange(int(count), device=like.device)
 
 
 def pad_reflect(x: Tensor, lengths: Tensor, padding: int) -> Tensor:
@@ -81,15 +101,15 @@ def pad_reflect(x: Tensor, lengths: Tensor, padding: int) -> Tensor:
     if padding == 0:
         return x
     last = lengths[:, None] - 1  # [B, 1]
-    offsets = torch.arange(1, padding + 1, device=x.device)  # [padding]
+    offsets = places(padding, x) + 1  # [padding]
     before = torch.minimum(offsets.flip(0)[None], last)
     after = (last - offsets[None]).clamp_min(0)
     channels = x.shape[1]
     head = x.gather(2, before[:, None].expand(-1, channels, -1))
     tail = x.gather(2, after[:, None].expand(-1, channels, -1))
     padded = torch.cat([head, F.pad(x, (0, padding))], dim=2)
-    places = (padding + last + offsets[None])[:, None].expand(-1, channels, -1)
-    return padded.scatter(2, places, tail)
+    targets = (padding + last + offsets[None])[:, None].expand(-1, channels, -1)
+    return padded.scatter(2, targets, tail)
 
 
 def masked_mean_std(x: Tensor, lengths: Tensor, smallest: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -340,5 +360,5 @@ class Prompts(nn.Module):
         """Return what goes into layer ``number`` (from 0): x [B, T, D] before the first, [B, P + T, D] after it."""
         if number >= len(self.values):
             return x
-        own = self.values[number].to(x.dtype).expand(len(x), -1, -1)
+        own = self.values[number].to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([own, x if number == 0 else x[:, self.count :]], 1)

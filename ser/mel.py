@@ -4,13 +4,13 @@ Shapes: B clips, N samples at 16 kHz, T frames, D mel bands; ``lengths`` are lon
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import FrontEnd
-from ser.layers import clip_mask
+from ser.layers import clip_mask, places, tracing
 
 __all__ = ["LogMel", "Sound", "WhisperMel"]
 
@@ -35,6 +35,47 @@ class Sound(FrontEnd):
         return sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0), lengths
 
 
+class Spectrum(nn.Module):
+    """Power of the short-time Fourier transform; beyond the ends of the sound is nothing.
+
+    Args:
+        window: float [W], as long as the transform.
+        hop: samples between frames.
+    """
+
+    def __init__(self, window: Tensor, hop: int):
+        super().__init__()
+        self.size, self.hop = len(window), hop
+        self.window: Tensor
+        self.waves: Tensor
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("waves", waves(window), persistent=False)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Return power [B, W / 2 + 1, T] of sound [B, N]."""
+        if tracing():  # formats without complex numbers get the transform as a convolution
+            cosines, sines = F.conv1d(sound[:, None], self.waves, stride=self.hop).square().chunk(2, 1)
+            return cosines + sines
+        spectrum = torch.stft(sound, self.size, self.hop, window=self.window, center=False, return_complex=True)
+        return spectrum.abs().square()
+
+
+def waves(window: Tensor) -> Tensor:
+    """Return windowed cosines and sines, float [W + 2, 1, W], with which a convolution is a Fourier transform."""
+    size = len(window)
+    turns = torch.arange(size // 2 + 1)[:, None] * torch.arange(size)  # whole numbers, of which only parts of a turn
+    angles = 2 * torch.pi / size * (turns % size).double()  # count, are exact
+    return (torch.cat([angles.cos(), angles.sin()]) * window.double()).float()[:, None]
+
+
+def mel_filters(size: int, bands: int, scale: str) -> Tensor:
+    """Return torchaudio's mel filters, float [size / 2 + 1, bands], of the scale ``htk``, or ``slaney`` of area 1."""
+    from torchaudio.functional import melscale_fbanks
+
+    norm = "slaney" if scale == "slaney" else None
+    return melscale_fbanks(size // 2 + 1, 0.0, SAMPLE_RATE / 2, bands, SAMPLE_RATE, norm, scale)
+
+
 class LogMel(FrontEnd):
     """Natural logarithm of mel-band power (HTK scale), by torchaudio.
 
@@ -48,8 +89,6 @@ class LogMel(FrontEnd):
 
     def __init__(self, bands: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0, floor: float = 1e-5):
         super().__init__()
-        from torchaudio.transforms import MelSpectrogram
-
         if bands < 1 or window_ms <= 0 or hop_ms <= 0 or floor <= 0:
             raise UserError(
                 f"LogMel: bands {bands}, window_ms {window_ms}, hop_ms {hop_ms}, floor {floor}; expected all above 0"
@@ -59,16 +98,10 @@ class LogMel(FrontEnd):
         self.floor = floor
         self.window = round(window_ms * SAMPLE_RATE / 1000)  # samples
         self.hop = round(hop_ms * SAMPLE_RATE / 1000)  # samples
-        self.mel = MelSpectrogram(
-            SAMPLE_RATE,
-            n_fft=max(512, 1 << (self.window - 1).bit_length()),
-            win_length=self.window,
-            hop_length=self.hop,
-            n_mels=bands,
-            center=True,
-            # Zeros beyond both ends are what padding to a longer clip looks like, so batches change nothing.
-            pad_mode="constant",
-        )
+        size = max(512, 1 << (self.window - 1).bit_length())
+        self.spectrum = Spectrum(F.pad(torch.hann_window(self.window), ((size - self.window) // 2,) * 2), self.hop)
+        self.filters: Tensor
+        self.register_buffer("filters", mel_filters(size, bands, "htk"), persistent=False)
 
     @property
     def spec(self) -> dict[str, object]:
@@ -90,7 +123,9 @@ class LogMel(FrontEnd):
         """Turn sound [B, N] into log-mel [B, T, D], zero after each clip's end, and its frames long [B]."""
         sound = sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0.0)
         frames = self.frames(lengths)
-        log_mel = self.mel(sound).clamp_min(self.floor).log().transpose(1, 2)
+        # Zeros beyond both ends are what padding to a longer clip looks like, so batches change nothing.
+        power = self.spectrum(F.pad(sound, (self.spectrum.size // 2,) * 2))
+        log_mel = (self.filters.T @ power).clamp_min(self.floor).log().transpose(1, 2)
         return log_mel.masked_fill(~clip_mask(frames, log_mel.shape[1])[..., None], 0.0), frames
 
 
@@ -116,20 +151,17 @@ class WhisperMel(FrontEnd):
 
     def __init__(self, bands: int = 80):
         super().__init__()
-        from torchaudio.functional import melscale_fbanks
-
         self.bands = bands
         self.shape = (bands,)
-        filters = melscale_fbanks(self.WINDOW // 2 + 1, 0.0, 8000.0, bands, SAMPLE_RATE, "slaney", "slaney")
+        self.spectrum = Spectrum(torch.hann_window(self.WINDOW), self.HOP)
         self.filters: Tensor
-        self.window: Tensor
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
+        self.register_buffer("filters", mel_filters(self.WINDOW, bands, "slaney"), persistent=False)
 
     def _apply(self, fn, recurse=True):
         """Follow an encoder to another device, but not to half precision, in which bands would leak."""
-        device = fn(self.window).device
-        self.filters, self.window = self.filters.to(device), self.window.to(device)
+        device = fn(self.filters).device
+        self.filters = self.filters.to(device)
+        self.spectrum.window, self.spectrum.waves = (x.to(device) for x in (self.spectrum.window, self.spectrum.waves))
         return self
 
     @property
@@ -145,19 +177,21 @@ class WhisperMel(FrontEnd):
         """Turn sound [B, N] into log-mel [B, T, D], zero after each clip's silence, and its frames long [B]."""
         half, end = self.WINDOW // 2, self.LONGEST
         frames = self.frames(lengths)
-        needed = (int(frames.max()) - 1) * self.HOP + half
-        sound = sound.masked_fill(~clip_mask(lengths, sound.shape[1]), 0)
-        sound = F.pad(sound, (0, max(0, needed - sound.shape[1])))
+        if not tracing():
+            sound = sound[:, : int(lengths.max())]
+        size = sound.shape[1]
+        needed = ((size + self.HOP - 1) // self.HOP + self.SILENCE - 1) * self.HOP + half
+        sound = sound.masked_fill(~clip_mask(lengths, size), 0)
+        sound = F.pad(sound, (0, needed - size))
         # The original mirrors what would lie before the start and beyond 30 s.
         reaches = (lengths > end - half) & (lengths <= end)
-        if reaches.any():
-            mirrored = sound[:, end - half - 1 : end - 1].flip(1)
-            sound[:, end : end + half] = torch.where(reaches[:, None], mirrored, sound[:, end : end + half])
-        sound = F.pad(sound[:, None], (half, 0), mode="reflect")[:, 0, : needed + half]
-        power = torch.stft(
-            sound, self.WINDOW, self.HOP, window=self.window, center=False, return_complex=True
-        ).abs().square()  # fmt: skip
-        mel = (self.filters.T @ power).clamp_min(1e-10).log10().transpose(1, 2)
+        if tracing() or reaches.any():
+            place = places(needed, sound)
+            beyond = (place >= end) & (place < end + half)
+            mirrored = sound[:, torch.where(beyond, 2 * end - 2 - place, place)]
+            sound = torch.where(reaches[:, None], mirrored, sound)
+        sound = F.pad(sound[:, None], (half, 0), mode="reflect")[:, 0]
+        mel = (self.filters.T @ self.spectrum(sound)).clamp_min(1e-10).log10().transpose(1, 2)
         # The silent frames count for the maximum too: the first of them may hold the end of a loud sound.
         most = end // self.HOP
         counted = torch.where(frames <= most + self.SILENCE, frames.clamp_max(most), frames)

@@ -24,7 +24,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import Encoder
-from ser.layers import Prompts, clip_mask, masked_mean_std
+from ser.layers import Prompts, clip_mask, masked_mean_std, places, tracing
 from ser.mel import Sound
 from ser.packing import PackedLinear, pack
 
@@ -99,7 +99,8 @@ class WaveEncoder(Encoder):
         last = self.layers - 1 if last is None else last
         frames = self.frames(lengths)
         x = self.convolve(self.prepared(inputs, lengths), lengths)
-        x = x[:, : int(frames.max())]
+        if not tracing():
+            x = x[:, : int(frames.max())]
         x = model.feature_projection(x)
         x = x[0] if isinstance(x, tuple) else x
         mask = clip_mask(frames, x.shape[1])
@@ -129,7 +130,7 @@ class WaveEncoder(Encoder):
         The clips stand one behind the other in one long row of frames. Each length is a multiple of all strides,
         so only frames that end in the next clip mix two, and those are after their own clip's end.
         """
-        clips = len(sound)
+        clips = sound.shape[0]
         x = F.pad(sound, (0, -sound.shape[1] % self.hop)).reshape(-1, 1).to(self.dtype)  # [B * N', 1]
         for number, (kernel, stride) in enumerate(self.steps):
             layer = self.model.feature_extractor.conv_layers[number]
@@ -186,7 +187,7 @@ def strided_conv(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], kern
 
     The last lines lack what would follow them.
     """
-    lines = x.view(len(x) // stride, -1)
+    lines = x.view(-1, stride * x.shape[1])
     if x.shape[1] == 1:
         following = [F.pad(lines[n:], (0, 0, 0, n)) for n in range(-(-kernel // stride))]
         return products[0](torch.cat(following, 1)[:, :kernel])
@@ -220,12 +221,14 @@ class Attend:
     """
 
     def __init__(self, mask: Tensor, encoder: Any, wavlm: bool, norm_first: bool):
-        self.mask = None if bool(mask.all()) else mask[:, None, None]  # [B, 1, 1, T]
+        self.mask = mask[:, None, None] if tracing() or not mask.all() else None  # [B, 1, 1, T]
         self.norm_first = norm_first
         frames = mask.shape[1]
         self.positions = None
         if wavlm and len(encoder.layers):
-            self.positions = encoder.layers[0].attention.compute_bias(frames, frames)[None]
+            first, place = encoder.layers[0].attention, places(frames, mask)
+            distance = first._relative_positions_bucket(place[None] - place[:, None])
+            self.positions = first.rel_attn_embed(distance).permute(2, 0, 1)[None]
 
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """Return the layer's output [B, T, D]."""

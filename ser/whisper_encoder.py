@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.interfaces import Encoder
-from ser.layers import Prompts, clip_mask
+from ser.layers import Prompts, clip_mask, tracing
 from ser.mel import WhisperMel
 from ser.packing import pack
 
@@ -74,7 +74,7 @@ class WhisperEncoder(Encoder):
     ) -> Iterator[Tensor]:
         """Yield the outputs of the layers [B, T, D] of mels [B, T', bands]; see ``interfaces.Encoder.run``."""
         last = self.layers - 1 if last is None else last
-        if int(lengths.max()) - WhisperMel.SILENCE <= self.longest:
+        if tracing() or int(lengths.max()) - WhisperMel.SILENCE <= self.longest:  # an exported model takes 30 s
             yield from self.short(inputs, lengths, last, prompts)
             return
         windows, sizes, counts = cut(inputs, lengths, self.longest)
@@ -88,14 +88,16 @@ class WhisperEncoder(Encoder):
         model = self.model
         frames = self.input_frames(lengths)
         x = mel[:, : self.longest].transpose(1, 2).to(model.conv1.weight.dtype)
-        x = F.gelu(model.conv2(F.gelu(model.conv1(x)))).transpose(1, 2)[:, : int(frames.max())]
+        x = F.gelu(model.conv2(F.gelu(model.conv1(x)))).transpose(1, 2)
+        if not tracing():
+            x = x[:, : int(frames.max())]
         x = x + model.embed_positions.weight[: x.shape[1]]
         x = F.dropout(x, model.dropout, model.training)
         mask = clip_mask(frames, x.shape[1])
         outside = ~mask[..., None]
         first = 0 if prompts is None else prompts.count
         mask = F.pad(mask, (first, 0), value=True)
-        keys = None if bool(mask.all()) else mask[:, None, None]  # [B, 1, 1, T]
+        keys = mask[:, None, None] if tracing() or not mask.all() else None  # [B, 1, 1, T]
         for number, layer in enumerate([*model.layers[:last], None]):
             state = x if number == 0 else x[:, first:]
             yield (model.layer_norm(state) if number == self.layers - 1 else state).masked_fill(outside, 0)

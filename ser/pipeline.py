@@ -1,0 +1,62 @@
+"""From sound to probabilities in one module: front end, model and temperature, as they are delivered.
+
+Shapes: B clips, N samples at 16 kHz, C classes, F a clip's features without time; ``lengths`` are long[B].
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ser.interfaces import Classifier, FrontEnd
+from ser.layers import Speakers, clip_mask, full, normalises_by_speaker
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline(nn.Module):
+    """Sound in, probabilities out; in evaluation mode, and without gradients.
+
+    Args:
+        front_end: sound to what the model takes.
+        model: trained.
+        temperature: that the logits are divided by.
+    """
+
+    def __init__(self, front_end: FrontEnd, model: Classifier, temperature: float = 1.0):
+        super().__init__()
+        self.front_end, self.model, self.temperature = front_end, model, temperature
+        self.by_speaker = normalises_by_speaker(model)
+        self.eval().requires_grad_(False)
+
+    def forward(self, sound: Tensor, lengths: Tensor) -> Tensor:
+        """Return probabilities [B, C] of sound [B, N]; of the speakers nothing is known."""
+        values, frames = self.front_end(sound, lengths)
+        return self.probabilities(self.model(values, frames))
+
+    def known(self, sound: Tensor, lengths: Tensor, count: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Return probabilities [B, C] of clips of whose speakers count [B], mean and std [B, *F] are known."""
+        values, frames = self.front_end(sound, lengths)
+        return self.probabilities(self.model(values, frames, Speakers(count, mean, std)))
+
+    def moments(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the clips tell of their speakers.
+
+        Returns:
+            The number of items that each clip holds, float [B], their mean [B, *F], and the sum of the squares of
+            their distances to it [B, *F]. Items are frames, or the clip itself where features have no time.
+        """
+        values, frames = self.front_end(sound, lengths)
+        if self.model.speakers_at == "embedding" or self.model.takes == "statistics":
+            at_inputs = self.model.speakers_at == "inputs"
+            values = full(values if at_inputs else self.model.embed(values, frames))
+            return torch.ones_like(lengths, dtype=values.dtype), values, torch.zeros_like(values)
+        if self.model.takes == "layers":
+            values = values.transpose(1, 2)  # [B, T, L, D]
+        inside = clip_mask(frames, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
+        items = frames.to(values.dtype)
+        mean = values.masked_fill(~inside, 0).sum(1) / items.view(-1, *[1] * (values.dim() - 2))
+        squares = (values - mean[:, None]).masked_fill(~inside, 0).square().sum(1)
+        return items, mean, squares
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the softmax of logits [B, C] at the model's temperature."""
+        return (full(logits) / self.temperature).softmax(1)
