@@ -3,21 +3,34 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    annotations, errors, interrupts, files, progress, plots, pages
-basics    labels, audio, layers, interfaces, dist, metrics, stats, calibration, losses
+basics    labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, augment_sound, augment_surroundings, augment_features
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
-models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe
+models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     reporting, augment_demo, probing, comparing, summary
 door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
+delivery  card, parity, exporting, publishing, inference, responses, predicting
 upkeep    measuring, bench_augment, bench_extraction, bench_models, bench_training, benchmarks, crashing
 command   cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``inference.load`` when it is first asked for."""
+    if name != "load":
+        raise AttributeError(f"module 'ser' has no attribute '{name}'")
+    from ser.inference import load
+
+    return load

@@ -1,6 +1,7 @@
 """Any sound file to mono float32 at 16 kHz: soundfile reads, torchaudio resamples."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from ser.errors import UserError
 
-__all__ = ["SAMPLE_RATE", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "write"]
+__all__ = ["SAMPLE_RATE", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "windows", "write"]
 
 SAMPLE_RATE = 16_000  # Hz; every model of the house hears this rate
 SHORTEST = 0.05  # seconds; less sound than this holds no frame that a model could use
@@ -60,6 +61,37 @@ def header(path: Path) -> SoundInfo:
         with soundfile.SoundFile(path) as file:
             check_data_size(path, file.extra_info)
             return SoundInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.subtype)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: {why_unreadable(path)}") from error
+
+
+def windows(path: Path, window: float, hop: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield windows of a sound file, each with the second it begins at, as mono float32 [N] at 16 kHz.
+
+    The file is read as it is needed, and every window resampled for itself, as a file of its own would be. The last
+    may be shorter.
+
+    Args:
+        path: of the file.
+        window: seconds of a window.
+        hop: seconds between the beginnings of two.
+
+    Raises:
+        UserError: as ``read``, when the damage is reached.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            check_data_size(path, file.extra_info)
+            rate = file.samplerate
+            size, step = round(window * rate), max(1, round(hop * rate))
+            for number, block in enumerate(file.blocks(size, size - step, dtype="float32", always_2d=True)):
+                if not np.isfinite(block).all():
+                    raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
+                yield number * step / rate, to_mono_16k(block, rate)
+            if file.frames == 0:
+                raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
 

@@ -5,17 +5,20 @@ import platform
 
 from ser import __version__
 from ser.errors import tool
+from ser.predicting import add_commands
 
 
 @tool
-def main() -> None:
+def main() -> int | None:
     """Parse ``ser COMMAND`` and run it."""
     parser = argparse.ArgumentParser(prog="ser", description="Audio-only speech emotion recognition.")
     parser.add_argument("--version", action="version", version=f"ser {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("doctor", help="versions, devices, corpora found, and what to do next")
-    parser.parse_args()
-    print(doctor())
+    checkup = commands.add_parser("doctor", help="versions, devices, corpora found, and what to do next")
+    checkup.set_defaults(run=lambda _: print(doctor()))
+    add_commands(commands)
+    arguments = parser.parse_args()
+    return arguments.run(arguments)
 
 
 def doctor() -> str:

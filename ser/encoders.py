@@ -136,6 +136,7 @@ class EncoderFeatures(FrontEnd):
         self.keep = keep
         self.layers = wanted
         self.encoder: Encoder | None = None
+        self.packs = True  # an exported model must not
         one = keep == "frames" and len(wanted) == 1
         self.kind = keep if keep == "statistics" or one else "layers"
         width = encoder.width if keep == "frames" else 2 * encoder.width
@@ -184,7 +185,7 @@ class EncoderFeatures(FrontEnd):
             if self.pretrained.compile:
                 for layer in self.encoder.blocks:
                     layer.compile(dynamic=True)
-            elif device.type == "cpu":
+            elif device.type == "cpu" and self.packs:
                 self.encoder.pack()
         return self.encoder, self.weights
 

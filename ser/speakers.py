@@ -13,7 +13,7 @@ from torch import Tensor
 from ser.layers import Speakers
 from ser.metadata import Clip
 
-__all__ = ["Memory", "Running", "SpeakerPool"]
+__all__ = ["Memory", "SpeakerPool"]
 
 FEW = (1, 2, 5, 10, 20, None)  # clips of a speaker that training pretends to have; None for all
 
@@ -108,34 +108,6 @@ class Memory:
             self.values[clip.clip] = value
         self.pool.whole.clear()
         return self.pool.of(clips, few).to(embeddings.device)
-
-
-class Running:
-    """Statistics of one speaker who is met clip by clip; after all of them, those of ``SpeakerPool``.
-
-    Args:
-        time_axis: dimension of time in what is added, None where there is none.
-    """
-
-    def __init__(self, time_axis: int | None = None):
-        self.time_axis = time_axis
-        self.clips, self.items = 0, 0
-        self.mean, self.squares = torch.zeros(()).double(), torch.zeros(()).double()
-
-    def add(self, value: Tensor) -> Speakers:
-        """Take a clip's features in, and return what is known now, as of a batch of this one clip.
-
-        Sums of squares are about the running mean (Chan et al. 1983), so that many clips cost no precision.
-        """
-        value = value.double()
-        frames = value[None] if self.time_axis is None else value.movedim(self.time_axis, 0)
-        before, self.items, self.clips = self.items, self.items + len(frames), self.clips + 1
-        own = frames.mean(0)
-        away = own - self.mean
-        self.squares = self.squares + (frames - own).square().sum(0) + away.square() * before * len(frames) / self.items
-        self.mean = self.mean + away * len(frames) / self.items
-        std = (self.squares / self.items).sqrt()
-        return Speakers(torch.tensor([float(self.clips)]), self.mean.float()[None], std.float()[None])
 
 
 def key(clip: Clip) -> str:

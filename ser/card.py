@@ -1,0 +1,278 @@
+"""The model card: what a run was trained on, what it reaches, whom it serves, and what it must not be used for.
+
+Markdown with the front matter that the Hugging Face Hub reads; every figure in it comes from the run's own files.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ser import __version__
+from ser.errors import UserError
+from ser.evaluating import made_with
+from ser.files import PROJECT, read_csv, read_json
+from ser.reporting import TITLES, gap_text, with_interval
+from ser.runs import Trained
+from ser.subgroups import COLUMNS
+
+__all__ = ["facts_of", "model_card"]
+
+# Names of licences as the hub knows them; the weights are passed on under the terms of what they were trained on.
+LICENCES = {"crema_d": "odbl", "ravdess": "cc-by-nc-sa-4.0", "demo": "mit"}
+FIGURES = ("uar", "wa", "macro_f1", "auc", "nll", "ece")
+
+
+def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
+    """Return the card of a run.
+
+    Args:
+        model: the run.
+        parity: content of ``parity.json``.
+        trained: number of parameters that were trained.
+    """
+    scored = evaluations(model)
+    sections = [
+        front_matter(model, scored), title(model, trained), usage(model), data(model), figures(model, scored),
+        groups(scored), calibration(scored), robustness(scored, model), uses(), contamination(model), formats(parity),
+        citations(model),
+    ]  # fmt: skip
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
+    """Return folder and metrics of every evaluation of these very weights."""
+    found = []
+    for path in sorted(model.run.folder.glob("eval/*/metrics.json")):
+        try:
+            metrics = read_json(path)
+        except UserError:
+            continue
+        if made_with(metrics, model.checkpoint):
+            found.append((path.parent, metrics))
+    return found
+
+
+def corpora(model: Trained) -> list[str]:
+    """Return the corpora that a run was trained on."""
+    return [model.experiment.protocol.corpus, *model.experiment.protocol.extra]
+
+
+def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return the YAML that the hub reads; JSON is YAML, so quoting is never a question."""
+    licences = {LICENCES.get(corpus, "other") for corpus in corpora(model)}
+    licence = licences.pop() if len(licences) == 1 else "other"
+    facts: dict[str, Any] = {
+        "license": licence,
+        **({"license_name": "of-the-training-data"} if licence == "other" else {}),
+        "library_name": "ser-toolkit",
+        "pipeline_tag": "audio-classification",
+        "tags": ["speech-emotion-recognition", "audio", *corpora(model), type(model.experiment.model).__name__],
+    }
+    results = [
+        {
+            "task": {"type": "audio-classification", "name": "speech emotion recognition"},
+            "dataset": {"type": metrics["corpus"], "name": protocol_of(metrics), "split": metrics["part"]},
+            "metrics": [
+                {"type": name, "value": metrics[name], "name": TITLES[name]} for name in ("uar", "wa", "macro_f1")
+            ],
+        }
+        for _, metrics in scored
+    ]
+    if results:
+        facts["model-index"] = [{"name": model.run.folder.name, "results": results}]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in facts.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def protocol_of(metrics: dict[str, Any]) -> str:
+    """Return corpus, scheme and fold of an evaluation."""
+    return f"{metrics['corpus']} {metrics['split_scheme']}" + (f" fold {metrics['fold']}" if metrics["fold"] else "")
+
+
+def title(model: Trained, trained: int) -> str:
+    """Return what the model is, in a few lines."""
+    classifier, protocol = model.experiment.model, model.experiment.protocol
+    lines = [
+        f"# {model.run.folder.name}",
+        "",
+        f"{type(classifier).__name__}: speech of up to 30 s in, probabilities of {', '.join(classifier.labels)} out. "
+        f"Trained on {protocol.describe()} ({len(model.checkpoint['train_speakers'])} speakers, labels "
+        f"{protocol.label_source}) with ser {__version__}; {trained:,} parameters were trained.",
+    ]
+    if facts := facts_of(model):
+        lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}."]
+    return "\n".join(lines)
+
+
+def facts_of(model: Trained) -> dict[str, Any]:
+    """Return source and revision of the pretrained encoder, inside the model or before it; empty without one."""
+    inside, pretrained = (
+        model.experiment.model.encoder,
+        getattr(model.experiment.features.front_end, "pretrained", None),
+    )
+    if inside is not None:
+        return inside.facts
+    return {} if pretrained is None else {"source": pretrained.source, "revision": pretrained.revision}
+
+
+def usage(model: Trained) -> str:
+    """Return how to run it."""
+    return f"""## Use
+
+```sh
+pip install ser-toolkit
+ser predict {model.run.folder.name}/export speech.wav
+```
+
+Or with torch alone:
+
+```python
+model = torch.jit.load("model.ts")
+probabilities = model(sound, lengths)      # float32 [B, N] at 16 kHz, long [B] -> float32 [B, {len(model.experiment.model.labels)}]
+```
+
+Names of the outputs: `labels.json`, in this order: {", ".join(model.experiment.model.labels)}."""
+
+
+def data(model: Trained) -> str:
+    """Return what it was trained on, and what the licence of that forbids."""
+    lines = ["## Data and licence", ""]
+    for corpus in corpora(model):
+        licence = (
+            readme(corpus, "Licence:") or readme(corpus, "Terms:") or "not known here; ask who made the recordings"
+        )
+        lines.append(f"- {corpus}: {licence}")
+    lines += ["", "The weights hold what they learned from these recordings; use them within those terms."]
+    if "ravdess" in corpora(model):
+        lines.append("RAVDESS forbids commercial use, and so should everyone who uses this model.")
+    if dropped := sorted(model.experiment.protocol.drop):
+        lines.append(f"Left out of training and scoring: {', '.join(dropped)}.")
+    return "\n".join(lines)
+
+
+def readme(corpus: str, what: str) -> str:
+    """Return the rest of the line of a corpus's README that holds ``what``; empty where there is none."""
+    path = PROJECT / "data" / corpus / "README.md"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(what)[2].strip() for line in lines if what in line), "")
+
+
+def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return protocol and figures of every evaluation."""
+    protocol = model.experiment.protocol
+    lines = [
+        "## Figures", "",
+        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. The checkpoint was chosen on "
+        "validation speakers. Intervals are 95 % percentiles over draws of speakers; they do not cover the variation "
+        "between training seeds.", "",
+    ]  # fmt: skip
+    if not scored:
+        return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
+    lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
+    lines.append("|---|" + "---|" * (len(FIGURES) + 2))
+    for _, metrics in scored:
+        what = f"{protocol_of(metrics)}, {metrics['part']}"
+        if metrics["part"] == "test":
+            what += f" (scored {metrics['test_scorings']} time{'s' if metrics['test_scorings'] != 1 else ''})"
+        cells = [what, *(with_interval(metrics, name) for name in FIGURES)]
+        cells += [f"{metrics['n_clips']}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    if reasons := sorted({metrics["ci95_reason"] for _, metrics in scored if metrics.get("ci95_reason")}):
+        lines += ["", *(f"No interval where {reason}" for reason in reasons)]
+    return "\n".join(lines)
+
+
+def groups(scored: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return UAR by group of the evaluation that comes first, and the gaps between the best and the worst."""
+    for folder, metrics in scored:
+        if not (folder / "subgroups.csv").is_file():
+            continue
+        rows = [row for _, row in read_csv(folder / "subgroups.csv", COLUMNS) if row["grouping"] != "speaker"]
+        lines = ["## Subgroups", "", f"{protocol_of(metrics)}, {metrics['part']}.", "", "| by | group | clips | UAR |"]
+        lines.append("|---|---|---|---|")
+        for row in rows:
+            uar = f"{float(row['uar']):.3f}" if row["uar"] else "-"
+            if row["uar_low"]:
+                uar += f" [{float(row['uar_low']):.3f}, {float(row['uar_high']):.3f}]"
+            lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {uar} |")
+        gaps = [f"{grouping}: {gap_text(gap)}." for grouping, gap in metrics["gaps"].items()]
+        return "\n".join([*lines, "", *gaps]) if rows else ""
+    return ""
+
+
+def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return what the temperature changes."""
+    rows = [
+        f"- {protocol_of(metrics)}, {metrics['part']}: NLL {metrics['nll']:.3f} to {after['nll']:.3f}, ECE "
+        f"{metrics['ece']:.3f} to {after['ece']:.3f}"
+        for _, metrics in scored
+        if (after := metrics.get("calibrated"))
+    ]
+    if not rows:
+        return ""
+    lead = "A temperature fitted on validation speakers is inside the model. What it changes:"
+    return "\n".join(["## Calibration", "", lead, "", *rows])
+
+
+def robustness(scored: list[tuple[Path, dict[str, Any]]], model: Trained) -> str:
+    """Return UAR on worse recordings, if it was measured."""
+    for folder, metrics in scored:
+        path = folder / "robustness.json"
+        if not path.is_file() or (made := read_json(path)).get("checkpoint") != metrics["checkpoint"]:
+            continue
+        lines = ["## Robustness", "", f"{protocol_of(metrics)}, {metrics['part']}.", ""]
+        lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]
+        for row in made["rows"]:
+            value = "" if row["value"] is None else f"{row['value']} {row.get('unit') or ''}".strip()
+            lines.append(f"| {row['kind']} | {value} | {row['uar']:.3f} | {row['same_answers']:.2f} |")
+        return "\n".join(lines)
+    return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
+
+
+def uses() -> str:
+    """Return what the model is for and what not."""
+    return """## Intended use, and what not to use it for
+
+For research on speech emotion recognition, on speech like that which it was trained on: short sentences, acted,
+recorded in a studio. It tells how an utterance sounds to such a corpus's labels. It does not tell what a person feels.
+
+Do not use it to judge people: not in hiring, school, credit, insurance, policing, border control, or medicine. The
+European Union's AI Act (2024/1689, article 5) prohibits inferring emotions at work and in education, but for medical
+or safety reasons. Tell people who are heard, and ask them first. Acted emotion differs from lived emotion; figures
+fall far on other corpora, other languages, noise and distant microphones; groups that the corpus lacks were never
+tested."""
+
+
+def contamination(model: Trained) -> str:
+    """Return what may have heard the test speakers before."""
+    lines = ["## What may have heard the test before", ""]
+    if facts := facts_of(model):
+        lines.append(
+            f"The encoder {facts['source']} was pretrained by others, on data that this project has not seen; whether "
+            "it held recordings of this corpus cannot be ruled out."
+        )
+    else:
+        lines.append("Nothing: all weights were trained on the training part.")
+    lines.append("Sentences repeat across the parts of these corpora; the split is by speaker, not by text.")
+    return "\n".join(lines)
+
+
+def formats(parity: dict[str, Any]) -> str:
+    """Return what is delivered and how closely it follows the run."""
+    lines = ["## Files", "", "| file | MiB | largest difference in probability to the run | validation UAR, change |"]
+    lines.append("|---|---|---|---|")
+    for name, found in parity["formats"].items():
+        change = "-" if found.get("uar") is None else f"{found['uar']:.3f}, {found['uar_change']:+.3f}"
+        lines.append(f"| {name} | {found['bytes'] / 2**20:.1f} | {found['largest_difference']:.1e} | {change} |")
+    lines += ["", *(f"{name} is left out: {reason}." for name, reason in parity["left_out"].items())]
+    lines.append("`model_int8.ts` rounds by the range of a batch: give it one clip at a time.")
+    return "\n".join(lines)
+
+
+def citations(model: Trained) -> str:
+    """Return what to cite."""
+    lines = [f"- {corpus}: {text}" for corpus in corpora(model) if (text := readme(corpus, "Cite:"))]
+    lines.append(f"- the toolkit: ser-toolkit {__version__}")
+    if facts := facts_of(model):
+        lines.append(f"- the encoder: {facts['source']}")
+    return "\n".join(["## How to cite", "", *lines])

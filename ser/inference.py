@@ -1,0 +1,410 @@
+"""A trained model put to use: ``load(MODEL).predict("speech.wav")``.
+
+MODEL is an export (``just export RUN``), a published one (``s3://``, ``hf://``, ``https://`` ...), or a run. From an
+export it imports torch, numpy and soundfile; torchaudio joins where sound is not at 16 kHz.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser import audio
+from ser.artefact import INDEX, LONGEST, SHORTEST, checked_file, checksum, read_index
+from ser.audio import SAMPLE_RATE
+from ser.enrolment import Enrolment
+from ser.errors import UserError, nearest
+
+__all__ = ["VARIANTS", "Item", "Prediction", "Predictor", "load"]
+
+VARIANTS = {"exact": "model.ts", "half": "model_half.ts", "int8": "model_int8.ts"}
+BATCH_SECONDS = 64.0  # padded sound of a batch
+AHEAD = 32  # files that are read before the first of them is answered, so that those of like length go together
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one clip, or to one window of a recording.
+
+    Attributes:
+        source: the file, as it was named.
+        start, end: of the sound that was heard, seconds.
+        label: the most probable emotion; None where its probability is below the threshold.
+        probabilities: of each emotion, in the model's order, of sum 1.
+        speaker: by whose statistics the model normalised; empty for none.
+    """
+
+    source: str
+    start: float
+    end: float
+    label: str | None
+    probabilities: dict[str, float]
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sound file to be answered.
+
+    Attributes:
+        path: of the file.
+        name: what it is called in answers and messages.
+        speaker: who speaks, where that is known.
+    """
+
+    path: Path
+    name: str
+    speaker: str = ""
+
+
+class Predictor:
+    """A loaded model.
+
+    Args:
+        model: TorchScript of an export, or a ``pipeline.Pipeline``.
+        index: ``export.json``, or what is like it of a run.
+        identity: SHA-256 of the model.
+        device: that it is on.
+        one_by_one: answer each clip alone: a model that rounds by the range of a batch.
+        speakers: folder of enrolled speakers, see ``enrolment.speakers_folder``.
+
+    Attributes:
+        labels: the emotions, in the order of the probabilities.
+        by_speaker: whether it can normalise by a speaker's statistics.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        index: dict[str, Any],
+        identity: str,
+        device: str = "cpu",
+        one_by_one: bool = False,
+        speakers: Path | None = None,
+    ):
+        self.model = model
+        self.index = index
+        self.device = torch.device(device)
+        self.labels: tuple[str, ...] = tuple(index["labels"])
+        self.by_speaker: bool = index["by_speaker"]
+        self.room = 0.0 if one_by_one else BATCH_SECONDS * SAMPLE_RATE
+        self.enrolment = Enrolment(identity, speakers)
+
+    def predict(
+        self, sound: str | Path | np.ndarray | Tensor, sample_rate: int = SAMPLE_RATE, threshold: float = 0.0
+    ) -> Prediction:
+        """Answer one clip of 0.05 to 30 s.
+
+        Args:
+            sound: a file that libsndfile reads, or float samples in [-1, 1], [N] or [N, channels].
+            sample_rate: of samples, Hz; a file knows its own.
+            threshold: probability below which there is no label.
+
+        Raises:
+            UserError: not sound, too short, too long, or holding NaN or infinity.
+        """
+        if isinstance(sound, str | Path):
+            return next(self.predict_files([Item(Path(sound), str(sound))], threshold))
+        samples = torch.as_tensor(sound).float().numpy()
+        samples = samples[:, None] if samples.ndim == 1 else samples
+        if samples.ndim != 2 or not len(samples) or not np.isfinite(samples).all():
+            raise UserError(f"sound of shape {list(samples.shape)}: expected finite samples [N] or [N, channels]")
+        clip = fitting("sound", audio.to_mono_16k(samples, sample_rate))
+        return self.answers([("", 0.0, clip)], threshold)[0]
+
+    def predict_files(
+        self,
+        items: Sequence[Item],
+        threshold: float = 0.0,
+        failed: Callable[[Item, UserError], None] | None = None,
+        learn: bool = True,
+    ) -> Iterator[Prediction]:
+        """Yield the answers to files, in their order; those of like length are answered together.
+
+        Args:
+            items: the files. One with a speaker is taken into the speaker's statistics first, and answered by them.
+            threshold: probability below which there is no label.
+            failed: told of a file that cannot be answered, which is then left out; without it that is an error.
+            learn: keep what the files tell of their speakers.
+
+        Raises:
+            UserError: a file that is not sound, too short or too long; or a speaker, and a model that does not
+                normalise by speaker.
+        """
+        for first in range(0, len(items), AHEAD):
+            clips: list[tuple[Item, np.ndarray]] = []
+            for item in items[first : first + AHEAD]:
+                try:
+                    clips.append((item, self.read(item)))
+                except UserError as error:
+                    if failed is None:
+                        raise
+                    failed(item, error)
+            alone = [(item.name, 0.0, clip) for item, clip in clips if not item.speaker]
+            together = iter(self.answers(alone, threshold))
+            for item, clip in clips:
+                if item.speaker:
+                    yield self.of_speaker(item, clip, threshold, learn)
+                else:
+                    yield next(together)
+
+    def timeline(self, item: Item, window: float, hop: float, threshold: float = 0.0) -> Iterator[Prediction]:
+        """Yield the answers to windows of a recording of any length, each as a file of its own would be answered.
+
+        The recording is read as it is needed, so an hour takes the memory of a minute.
+
+        Args:
+            item: the recording.
+            window: seconds that an answer hears, 0.05 to 30; the last may be shorter.
+            hop: seconds from the beginning of one window to that of the next, at most ``window``.
+            threshold: probability below which there is no label.
+
+        Raises:
+            UserError: not sound, or a window or hop out of range.
+        """
+        if not SHORTEST <= window * SAMPLE_RATE <= LONGEST:
+            raise UserError(f"window is {window:g} s; expected {SHORTEST / SAMPLE_RATE} to {LONGEST / SAMPLE_RATE:g} s")
+        if not 0 < hop <= window:
+            raise UserError(f"hop is {hop:g} s; expected above 0 and at most the window of {window:g} s")
+        exists(item)
+        speaker = (self.known(item.speaker),) if item.speaker else ()
+        size = max(1, int(self.room / (window * SAMPLE_RATE)))
+        waiting: list[tuple[str, float, np.ndarray]] = []
+        for start, clip in audio.windows(item.path, window, hop):
+            if len(clip) >= SHORTEST:
+                waiting.append((item.name, start, clip))
+            if len(waiting) == size:
+                yield from self.answers(waiting, threshold, item.speaker, *speaker)
+                waiting = []
+        yield from self.answers(waiting, threshold, item.speaker, *speaker)
+
+    def enrol(self, name: str, items: Sequence[Item]) -> int:
+        """Take files into a speaker's statistics, all or none; return how many clips of theirs are known now.
+
+        Raises:
+            UserError: as ``predict_files``.
+        """
+        self.check_speakers(name)
+        moments = [self.moments(clip) for clip in (self.read(item) for item in items)]
+        return self.enrolment.add(name, moments).clips
+
+    def read(self, item: Item) -> np.ndarray:
+        """Return a file's sound float32 [N] at 16 kHz; too long a one is not even decoded."""
+        exists(item)
+        long = audio.header(item.path).seconds
+        if round(long * SAMPLE_RATE) > LONGEST + SAMPLE_RATE:  # the header of an MP3 only estimates
+            raise too_long(item.name, long)
+        return fitting(item.name, audio.read(item.path))
+
+    def answers(
+        self,
+        clips: Sequence[tuple[str, float, np.ndarray]],
+        threshold: float,
+        speaker: str = "",
+        known: tuple[float, np.ndarray, np.ndarray] | None = None,
+    ) -> list[Prediction]:
+        """Return the answers to clips (name, start in seconds, sound [N]), in their order.
+
+        Args:
+            clips: at most a few minutes in all.
+            threshold: probability below which there is no label.
+            speaker: of all of them.
+            known: count, mean and deviation of that speaker's clips.
+        """
+        order = sorted(range(len(clips)), key=lambda row: len(clips[row][2]))
+        probabilities: dict[int, list[float]] = {}
+        while order:
+            rows = [order.pop()]
+            longest = len(clips[rows[0]][2])
+            while order and (len(rows) + 1) * longest <= self.room:
+                rows.append(order.pop())
+            lengths = torch.tensor([len(clips[row][2]) for row in rows])
+            sound = torch.zeros(len(rows), longest)
+            for place, row in enumerate(rows):
+                sound[place, : lengths[place]] = torch.from_numpy(clips[row][2])
+            probabilities |= zip(rows, self.run(sound, lengths, known).tolist(), strict=True)
+        return [
+            self.prediction(name, start, len(clip) / SAMPLE_RATE, probabilities[row], threshold, speaker)
+            for row, (name, start, clip) in enumerate(clips)
+        ]
+
+    def prediction(
+        self, name: str, start: float, seconds: float, probabilities: list[float], threshold: float, speaker: str
+    ) -> Prediction:
+        """Put an answer into words."""
+        best = int(np.argmax(probabilities))
+        label = self.labels[best] if probabilities[best] >= threshold else None
+        named = dict(zip(self.labels, probabilities, strict=True))
+        return Prediction(name, round(start, 3), round(start + seconds, 3), label, named, speaker)
+
+    def of_speaker(self, item: Item, clip: np.ndarray, threshold: float, learn: bool) -> Prediction:
+        """Answer a clip by its speaker's statistics, the clip among them."""
+        self.check_speakers(item.speaker)
+        moments = self.moments(clip)
+        if learn:
+            speaker = self.enrolment.add(item.speaker, [moments])
+        else:
+            speaker = self.enrolment.read(item.speaker)
+            speaker.add(*moments)
+        known = float(speaker.clips), np.asarray(speaker.mean), speaker.std
+        return self.answers([(item.name, 0.0, clip)], threshold, item.speaker, known)[0]
+
+    def known(self, name: str) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return count, mean and deviation of an enrolled speaker's clips.
+
+        Raises:
+            UserError: not enrolled.
+        """
+        self.check_speakers(name)
+        speaker = self.enrolment.read(name)
+        if not speaker.clips:
+            names = self.enrolment.names
+            raise UserError(
+                f"speaker '{name}' is not enrolled{nearest(name, names)}; a recording's own windows do not enrol: "
+                "ser enrol MODEL NAME FILE..."
+            )
+        return float(speaker.clips), np.asarray(speaker.mean), speaker.std
+
+    def check_speakers(self, name: str) -> None:
+        """Raise a UserError where the model cannot use what is known of a speaker."""
+        if not self.by_speaker:
+            raise UserError(
+                f"speaker '{name}': this model does not normalise by speaker; train one that does, as with "
+                "'stats/normalisation = \"speaker\"', or leave the speaker out"
+            )
+
+    @torch.inference_mode()
+    def run(
+        self, sound: Tensor, lengths: Tensor, known: tuple[float, np.ndarray, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Return probabilities [B, C] of sound [B, N] and its lengths [B]; ``known`` is of the speaker of all."""
+        sound, lengths = sound.to(self.device), lengths.to(self.device)
+        with torch.jit.optimized_execution(False):  # else the first answers wait for a compiler that gains nothing
+            if known is None:
+                out = self.model(sound, lengths)
+            else:
+                count, mean, std = (torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in known)
+                rows = len(sound)
+                each = (count.expand(rows), mean.expand(rows, *mean.shape), std.expand(rows, *std.shape))
+                out = self.model.known(sound, lengths, *each)
+        return out.cpu().numpy()
+
+    @torch.inference_mode()
+    def moments(self, clip: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return what a clip [N] tells of its speaker, see ``pipeline.Pipeline.moments``."""
+        sound, lengths = torch.from_numpy(clip)[None].to(self.device), torch.tensor([len(clip)], device=self.device)
+        items, mean, squares = self.model.moments(sound, lengths)
+        return float(items[0]), mean[0].cpu().numpy(), squares[0].cpu().numpy()
+
+
+def load(
+    model: str | Path,
+    *,
+    variant: str = "exact",
+    device: str = "cpu",
+    sha256: str = "",
+    revision: str = "",
+    speakers: Path | None = None,
+) -> Predictor:
+    """Load a model.
+
+    Args:
+        model: folder of an export, a run (its folder, its name in ``outputs/``, or ``last``), or a URL that
+            ``just publish`` wrote.
+        variant: ``exact``, ``half`` (for GPUs) or ``int8`` (small, on CPUs); a run as it is has only the first.
+        device: ``cpu``, ``cuda`` ...
+        sha256: of ``export.json``, as ``ser info`` prints it: another version is refused.
+        revision: branch, tag or commit of a model on the Hugging Face Hub.
+        speakers: folder of enrolled speakers; by default one of the user's.
+
+    Raises:
+        UserError: no such model, one that is damaged, changed, or of a newer version of ser.
+    """
+    if variant not in VARIANTS:
+        raise UserError(f"variant '{variant}' is unknown{nearest(variant, VARIANTS)}")
+    folder = find(model, sha256, revision)
+    if folder is None:
+        if variant != "exact" or sha256:
+            raise UserError(f"{model}: is a run; a variant or a checksum is of an export: just export {model}")
+        from ser import exporting, runs
+
+        trained = runs.trained(str(model))
+        pipeline = exporting.pipeline_of(trained).to(device)
+        facts = {"labels": list(pipeline.model.labels), "by_speaker": pipeline.by_speaker}
+        return Predictor(pipeline, facts, checksum(trained.run.best), device, speakers=speakers)
+    index = read_index(folder)
+    path = checked_file(folder, index, VARIANTS[variant])
+    identity = index["files"][VARIANTS["exact"]]["sha256"]
+    return Predictor(script(path, device), index, identity, device, variant == "int8", speakers)
+
+
+def find(model: str | Path, sha256: str, revision: str) -> Path | None:
+    """Return the folder of an export, fetched if it is a URL; None for a run, which has none of its own.
+
+    Raises:
+        UserError: not the version that ``sha256`` pins.
+    """
+    if "://" in str(model):
+        from ser.publishing import fetch
+
+        return fetch(str(model), sha256, revision)
+    folder = Path(model)
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; expected the folder of an export, a run, or a URL")
+    if not (folder / INDEX).is_file():
+        if (folder / "export" / INDEX).is_file() and not (folder / "run.gin").is_file():
+            folder = folder / "export"
+        elif folder.is_dir() and any((folder / name).is_file() for name in VARIANTS.values()):
+            raise UserError(f"{folder}: lacks {INDEX}, without which nothing in it can be trusted; export it again")
+        else:
+            return None
+    found = checksum(folder / INDEX)
+    if sha256 and sha256 != found:
+        raise UserError(f"{folder / INDEX}: its SHA-256 is {found}, expected {sha256}: another version")
+    return folder
+
+
+def script(path: Path, device: str) -> Any:
+    """Load TorchScript, whose reader knows no Python and runs none.
+
+    Raises:
+        UserError: anything else, a pickle among it.
+    """
+    try:
+        return torch.jit.load(str(path), map_location=device)
+    except (
+        Exception
+    ) as error:  # whatever torch raises for bytes that are not TorchScript, or a device that is not there
+        reason = str(error).strip().splitlines()[0][:150]
+        raise UserError(f"{path}: not TorchScript that can be loaded on {device} ({reason})") from error
+
+
+def exists(item: Item) -> None:
+    """Raise a UserError where there is no such file."""
+    if not item.path.exists():
+        raise UserError(f"{item.name}: no such file")
+
+
+def fitting(name: str, clip: np.ndarray) -> np.ndarray:
+    """Return a clip [N] at 16 kHz of a length that a model takes.
+
+    Raises:
+        UserError: too short or too long.
+    """
+    if len(clip) > LONGEST:
+        raise too_long(name, len(clip) / SAMPLE_RATE)
+    if len(clip) < SHORTEST:
+        seconds = len(clip) / SAMPLE_RATE
+        raise UserError(f"{name}: {seconds:.3f} s of sound, expected at least {SHORTEST / SAMPLE_RATE} s")
+    return clip
+
+
+def too_long(name: str, seconds: float) -> UserError:
+    """Say that a clip is too long, and what to do."""
+    long = f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    limit = LONGEST / SAMPLE_RATE
+    return UserError(f"{name}: {long} of sound, expected at most {limit:g} s; answer it in windows: --window 5")

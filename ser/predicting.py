@@ -1,0 +1,217 @@
+"""``ser predict``, ``ser info`` and ``ser enrol``: from arguments to answers."""
+
+import argparse
+import glob
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ser.errors import EXIT_USER, UserError, nearest
+from ser.files import read_csv
+
+__all__ = ["add_commands"]
+
+FORMATS = ("table", "jsonl", "csv", "audacity")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the three commands to ``ser``."""
+    predict_parser = commands.add_parser(
+        "predict", help="emotions of sound files, folders, tables of files, or standard input",
+        description="Prints the emotion of each sound, with the probability of every one. MODEL is an export (just "
+        "export RUN), a run, or a URL that just publish wrote. A file that cannot be answered is named on standard "
+        "error, the others are answered, and the exit status is then 2.",
+    )  # fmt: skip
+    model_arguments(predict_parser)
+    predict_parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="sound that libsndfile reads, a folder of it, a pattern in quotes, a .csv with the column path and "
+        "perhaps speaker, or - for sound on standard input",
+    )  # fmt: skip
+    predict_parser.add_argument("--format", choices=FORMATS, help="default: table on a terminal, jsonl elsewhere")
+    predict_parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
+    predict_parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="no label below it")
+    predict_parser.add_argument("--window", type=float, metavar="SECONDS", help="a timeline: answer windows so long")
+    predict_parser.add_argument("--hop", type=float, metavar="SECONDS", help="between windows; default: the window")
+    predict_parser.add_argument("--speaker", default="", metavar="NAME", help="who speaks in all files")
+    predict_parser.add_argument("--frozen", action="store_true", help="do not add the files to their speakers")
+    enrol_parser = commands.add_parser(
+        "enrol", help="let a model know a speaker, from sound without labels",
+        description="Stores the statistics of a speaker's clips, for models that normalise by speaker.",
+    )  # fmt: skip
+    model_arguments(enrol_parser)
+    enrol_parser.add_argument("name", metavar="NAME")
+    enrol_parser.add_argument("files", nargs="+", metavar="FILE", help="as for ser predict")
+    info_parser = commands.add_parser("info", help="what a model is: labels, figures of its files, checksum, speakers")
+    model_arguments(info_parser)
+    info_parser.add_argument("--json", action="store_true", help="as JSON")
+    predict_parser.set_defaults(run=predict)
+    enrol_parser.set_defaults(run=enrol)
+    info_parser.set_defaults(run=info)
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model, and how it is to be loaded."""
+    parser.add_argument("model", metavar="MODEL", help="an export, a run, or a URL")
+    parser.add_argument("--variant", default="exact", help="exact, half (for GPUs) or int8 (small, for CPUs)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--sha256", default="", help="of export.json, as ser info prints it: refuse another version")
+    parser.add_argument("--revision", default="", help="branch, tag or commit of hf://")
+    parser.add_argument("--speakers", type=Path, metavar="FOLDER", help="of enrolled speakers; default: the user's")
+
+
+def loaded(arguments: argparse.Namespace) -> Any:
+    """Return the ``inference.Predictor`` that the arguments name."""
+    from ser.inference import load
+
+    return load(
+        arguments.model, variant=arguments.variant, device=arguments.device, sha256=arguments.sha256,
+        revision=arguments.revision, speakers=arguments.speakers,
+    )  # fmt: skip
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Answer files, and return the exit status."""
+    if not 0 <= arguments.threshold <= 1:
+        raise UserError(f"--threshold is {arguments.threshold:g}; expected a probability, 0 to 1")
+    if arguments.hop is not None and arguments.window is None:
+        raise UserError("--hop needs --window")
+    form = arguments.format or ("table" if sys.stdout.isatty() and arguments.output is None else "jsonl")
+    with ExitStack() as stack:
+        items = found(arguments.files, arguments.speaker, stack)
+        if form == "audacity" and len(items) > 1:
+            raise UserError(f"--format audacity labels one recording, not {len(items)}; call it once for each")
+        model = loaded(arguments)
+        from ser.responses import responses
+
+        failures: list[str] = []
+
+        def failed(item: Any, error: UserError) -> None:
+            failures.append(item.name)
+            print(f"error: {error}", file=sys.stderr)
+
+        answers = answered(model, items, arguments, failed)
+        lines = responses(answers, model.labels, form)
+        if arguments.output is None:
+            for line in lines:
+                print(line, flush=True)
+        else:
+            from ser.files import write_atomically
+
+            write_atomically(arguments.output, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+    if failures and len(items) > 1:
+        print(f"{len(failures)} of {len(items)} files were not answered", file=sys.stderr)
+    return EXIT_USER if failures else 0
+
+
+def answered(model: Any, items: list[Any], arguments: argparse.Namespace, failed: Any) -> Iterator[Any]:
+    """Yield the answers to all files, with a bar where there is a terminal to show it on."""
+    if arguments.window is None:
+        answers = model.predict_files(items, arguments.threshold, failed, learn=not arguments.frozen)
+        yield from bar(answers, len(items), "clip")
+        return
+    hop = arguments.window if arguments.hop is None else arguments.hop
+    for item in items:
+        try:
+            answers = model.timeline(item, arguments.window, hop, arguments.threshold)
+            yield from bar(answers, None, "window")
+        except UserError as error:
+            failed(item, error)
+
+
+def bar(answers: Iterable[Any], total: int | None, unit: str) -> Iterable[Any]:
+    """Return the answers with a progress bar, if standard error is a terminal and the answers go elsewhere."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        return answers
+    from tqdm import tqdm
+
+    return tqdm(answers, "predict", total, unit=unit, leave=False, dynamic_ncols=True)
+
+
+def enrol(arguments: argparse.Namespace) -> int:
+    """Take files into a speaker's statistics."""
+    with ExitStack() as stack:
+        items = found(arguments.files, "", stack)
+        model = loaded(arguments)
+        clips = model.enrol(arguments.name, items)
+    print(f"{arguments.name}: {clips} clips known, in {model.enrolment.path(arguments.name)}")
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Print what a model is."""
+    model = loaded(arguments)
+    facts = {key: value for key, value in model.index.items() if key != "files"}
+    facts |= {"identity": model.enrolment.identity, "speakers": model.enrolment.names}
+    files = {name: entry["bytes"] for name, entry in model.index.get("files", {}).items()}
+    if arguments.json:
+        print(json.dumps(facts | {"files": files}, indent=2))
+        return 0
+    shown = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in facts.items()}
+    lines = [f"{key:<16}{value}" for key, value in shown.items() if value != ""]
+    lines += [f"  {name:<20}{size / 2**20:8.2f} MiB" for name, size in files.items()]
+    print("\n".join(lines))
+    return 0
+
+
+def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:
+    """Return the files that the arguments name, as ``inference.Item``.
+
+    Args:
+        names: files, folders, patterns, tables, or ``-``.
+        speaker: of all of them, unless a table says otherwise.
+        stack: removes what standard input was copied to.
+
+    Raises:
+        UserError: nothing there.
+    """
+    from ser.inference import Item
+
+    items: list[Item] = []
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="ser-", suffix=".sound"))
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            items.append(Item(Path(copy.name), "-", speaker))
+        elif path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings() and file.is_file()]
+            if not inside:
+                raise UserError(f"{name}: no sound file in this folder")
+            items += [Item(file, str(file), speaker) for file in inside]
+        elif path.suffix.lower() == ".csv":
+            items += listed(path, speaker)
+        elif path.exists() or not glob.has_magic(name):
+            items.append(Item(path, name, speaker))
+        elif matches := sorted(glob.glob(name, recursive=True)):
+            items += [Item(Path(match), match, speaker) for match in matches]
+        else:
+            raise UserError(f"{name}: no file matches this pattern")
+    return items
+
+
+def listed(path: Path, speaker: str) -> list[Any]:
+    """Return the files of a table with the column path, relative to the table, and perhaps speaker."""
+    from ser.inference import Item
+
+    items = []
+    for number, row in read_csv(path, ("path",)):
+        if not row["path"]:
+            raise UserError(f"{path}: line {number}: no path; expected a sound file")
+        items.append(Item(path.parent / row["path"], row["path"], row.get("speaker", "") or speaker))
+    if not items:
+        raise UserError(f"{path}: lists no file{nearest('', ())}")
+    return items
+
+
+def endings() -> set[str]:
+    """Return the endings of sound files that libsndfile reads."""
+    import soundfile
+
+    return {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".mp3", ".opus", ".oga", ".snd"}
