@@ -111,8 +111,12 @@ def facts_of(model: Trained) -> dict[str, Any]:
         getattr(model.experiment.features.front_end, "pretrained", None),
     )
     if inside is not None:
-        return inside.facts
-    return {} if pretrained is None else {"source": pretrained.source, "revision": pretrained.revision}
+        facts = inside.facts
+    else:
+        facts = {} if pretrained is None else {"source": pretrained.source, "revision": pretrained.revision}
+    if facts and Path(facts["source"]).is_absolute():  # a folder of this machine is nobody else's concern
+        facts["source"] = Path(facts["source"]).name
+    return facts
 
 
 def usage(model: Trained) -> str:
@@ -128,7 +132,7 @@ Or with torch alone:
 
 ```python
 model = torch.jit.load("model.ts")
-probabilities = model(sound, lengths)      # float32 [B, N] at 16 kHz, long [B] -> float32 [B, {len(model.experiment.model.labels)}]
+probabilities = model(sound, lengths)      # float32 [B, N] at 16 kHz, long [B] -> float32 [B, C]
 ```
 
 Names of the outputs: `labels.json`, in this order: {", ".join(model.experiment.model.labels)}."""

@@ -102,7 +102,12 @@ class Enrolment:
             speaker = self.read(name)
             for clip in moments:
                 speaker.add(*clip)
-            values = {"clips": speaker.clips, "items": speaker.items, "mean": speaker.mean, "squares": speaker.squares}
+            values: dict[str, Any] = {
+                "clips": speaker.clips,
+                "items": speaker.items,
+                "mean": speaker.mean,
+                "squares": speaker.squares,
+            }
             write_atomically(path, lambda file: np.savez(file, identity=np.array(self.identity), **values))
         return speaker
 

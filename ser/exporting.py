@@ -6,6 +6,7 @@ the model card, ``parity.json`` and, written last, ``export.json`` with the chec
 """
 
 import copy
+import io
 import logging
 import os
 import shutil
@@ -18,20 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ser import __version__
+from ser import __version__, checkpoints
 from ser.adapting import LoraLinear
-from ser.artefact import FORMAT, INDEX, LONGEST, SHORTEST, checksum
+from ser.artefact import FORMAT, INDEX, LONGEST, SHORTEST, checksum, read_index
 from ser.audio import SAMPLE_RATE
 from ser.card import model_card
 from ser.encoders import EncoderFeatures
 from ser.errors import UserError
-from ser.files import write_json, write_text
+from ser.evaluating import tags_of
+from ser.files import run_folder, write_json, write_text
 from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, variant_figures
 from ser.pipeline import Pipeline
 from ser.runs import Trained, trained
 
-__all__ = ["export", "pipeline_of", "script"]
+__all__ = ["export", "exported", "pipeline_of"]
 
 TOLERANCE = 1e-4  # largest difference in probability to the eager model
 EXAMPLE = (24_000, 17_000)  # samples of the two clips that are traced, unlike any that parity is seen on
@@ -157,7 +159,8 @@ def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
         "format": FORMAT, "ser": __version__, "run": model.run.folder.name, "model": type(pipeline.model).__name__,
         "labels": labels, "sample_rate": SAMPLE_RATE, "shortest": SHORTEST, "longest": LONGEST,
         "by_speaker": pipeline.by_speaker, "temperature": model.temperature,
-        "tags": model.experiment.protocol.tags, "files": files,
+        "checkpoint": {name: model.checkpoint["state"][name] for name in ("epoch", "step")},
+        "tags": tags_of(model.experiment, model.finished), "files": files,
     }  # fmt: skip
     write_json(folder / INDEX, index)
     return parity
@@ -189,8 +192,23 @@ def script(pipeline: Pipeline, path: Path) -> Answers:
             methods["known"] = (sound, lengths, torch.ones(len(lengths)), mean, torch.ones_like(mean))
         inner = torch.jit.trace_module(pipeline, methods, check_trace=False)
         kind = CheckedBySpeaker if pipeline.by_speaker else Checked
-        torch.jit.save(torch.jit.script(kind(inner, list(pipeline.model.labels))), str(path))
-        return torch.jit.load(str(path))
+        made = torch.jit.script(kind(inner, list(pipeline.model.labels)))
+    write_script(made, path)
+    return torch.jit.load(str(path))
+
+
+def write_script(made: torch.jit.ScriptModule, path: Path) -> None:
+    """Write TorchScript without its tables of source lines, which hold the paths of this machine."""
+    buffer = io.BytesIO()
+    torch.jit.save(made, buffer)
+    buffer.seek(0)
+    reader = torch._C.PyTorchFileReader(buffer)
+    writer = torch._C.PyTorchFileWriter(str(path))
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and not name.startswith(".data/"):  # the writer adds these itself
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
 
 
 class HalfLinear(nn.Module):
@@ -267,6 +285,8 @@ def pt2(pipeline: Pipeline, path: Path) -> Answers:
             )  # fmt: skip
         except Exception as error:  # whatever torch cannot follow in a model of the user's
             raise LeftOut(f"torch.export cannot follow it ({str(error).strip().splitlines()[0][:150]})") from error
+        for node in made.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it holds the paths of this machine
         torch.export.save(made, path)
         return torch.export.load(path).module()
 
@@ -299,6 +319,22 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("transformers")
-        level, _ = logger.level, logger.setLevel(logging.ERROR)
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         yield
         logger.setLevel(level)
+
+
+def exported(name: str) -> Path:
+    """Return the export of a run; made now where there is none, or one of other weights.
+
+    Raises:
+        UserError: as ``export``.
+    """
+    run = run_folder(name)
+    folder = run / "export"
+    if (folder / INDEX).is_file():
+        state = checkpoints.load(run / "checkpoints/best.pt")["state"]
+        if read_index(folder).get("checkpoint") == {key: state[key] for key in ("epoch", "step")}:
+            return folder
+    return export(name)[0]

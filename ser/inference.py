@@ -71,6 +71,7 @@ class Predictor:
         device: that it is on.
         one_by_one: answer each clip alone: a model that rounds by the range of a batch.
         speakers: folder of enrolled speakers, see ``enrolment.speakers_folder``.
+        sha256: of ``export.json``, which pins the version; empty for a run.
 
     Attributes:
         labels: the emotions, in the order of the probabilities.
@@ -85,8 +86,10 @@ class Predictor:
         device: str = "cpu",
         one_by_one: bool = False,
         speakers: Path | None = None,
+        sha256: str = "",
     ):
         self.model = model
+        self.sha256 = sha256
         self.index = index
         self.device = torch.device(device)
         self.labels: tuple[str, ...] = tuple(index["labels"])
@@ -302,7 +305,7 @@ class Predictor:
 
 
 def load(
-    model: str | Path,
+    source: str | Path,
     *,
     variant: str = "exact",
     device: str = "cpu",
@@ -313,7 +316,7 @@ def load(
     """Load a model.
 
     Args:
-        model: folder of an export, a run (its folder, its name in ``outputs/``, or ``last``), or a URL that
+        source: folder of an export, a run (its folder, its name in ``outputs/``, or ``last``), or a URL that
             ``just publish`` wrote.
         variant: ``exact``, ``half`` (for GPUs) or ``int8`` (small, on CPUs); a run as it is has only the first.
         device: ``cpu``, ``cuda`` ...
@@ -326,33 +329,34 @@ def load(
     """
     if variant not in VARIANTS:
         raise UserError(f"variant '{variant}' is unknown{nearest(variant, VARIANTS)}")
-    folder = find(model, sha256, revision)
+    folder = find(source, VARIANTS[variant], sha256, revision)
     if folder is None:
         if variant != "exact" or sha256:
-            raise UserError(f"{model}: is a run; a variant or a checksum is of an export: just export {model}")
+            raise UserError(f"{source}: is a run; a variant or a checksum is of an export: just export {source}")
         from ser import exporting, runs
 
-        trained = runs.trained(str(model))
+        trained = runs.trained(str(source))
         pipeline = exporting.pipeline_of(trained).to(device)
         facts = {"labels": list(pipeline.model.labels), "by_speaker": pipeline.by_speaker}
         return Predictor(pipeline, facts, checksum(trained.run.best), device, speakers=speakers)
     index = read_index(folder)
     path = checked_file(folder, index, VARIANTS[variant])
     identity = index["files"][VARIANTS["exact"]]["sha256"]
-    return Predictor(script(path, device), index, identity, device, variant == "int8", speakers)
+    model, pin = script(path, device), checksum(folder / INDEX)
+    return Predictor(model, index, identity, device, variant == "int8", speakers, pin)
 
 
-def find(model: str | Path, sha256: str, revision: str) -> Path | None:
-    """Return the folder of an export, fetched if it is a URL; None for a run, which has none of its own.
+def find(source: str | Path, file: str, sha256: str, revision: str) -> Path | None:
+    """Return the folder of an export, with ``file`` fetched if it is a URL; None for a run, which has none.
 
     Raises:
         UserError: not the version that ``sha256`` pins.
     """
-    if "://" in str(model):
+    if "://" in str(source):
         from ser.publishing import fetch
 
-        return fetch(str(model), sha256, revision)
-    folder = Path(model)
+        return fetch(str(source), [file], sha256, revision)
+    folder = Path(source)
     if folder.is_file():
         raise UserError(f"{folder}: is a file; expected the folder of an export, a run, or a URL")
     if not (folder / INDEX).is_file():

@@ -3,6 +3,7 @@
 Shapes: B clips, N samples at 16 kHz, C classes.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,8 @@ def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: 
             lengths = torch.tensor([sound.shape[1]])
             answers.append((int(pipeline(sound, lengths).argmax()), int(answer(sound, lengths).argmax())))
     except UserError as error:
-        return {"uar": None, "reason": f"the validation part cannot be heard ({error})"}
+        print(f"validation part: {error}", file=sys.stderr)
+        return {"uar": None, "reason": "the validation part cannot be heard on the machine that exported it"}
     if not clips:
         return {"uar": None, "reason": "no clip of the validation part is at hand"}
     exact, rounded = np.array(answers).T

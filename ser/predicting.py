@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ser.errors import EXIT_USER, UserError, nearest
+from ser.errors import EXIT_USER, UserError
 from ser.files import read_csv
 
 __all__ = ["add_commands"]
@@ -147,6 +147,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Print what a model is."""
     model = loaded(arguments)
     facts = {key: value for key, value in model.index.items() if key != "files"}
+    facts |= {"sha256": model.sha256} if model.sha256 else {}
     facts |= {"identity": model.enrolment.identity, "speakers": model.enrolment.names}
     files = {name: entry["bytes"] for name, entry in model.index.get("files", {}).items()}
     if arguments.json:
@@ -176,7 +177,8 @@ def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:
     for name in names:
         path = Path(name)
         if name == "-":
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="ser-", suffix=".sound"))
+            copy = tempfile.NamedTemporaryFile(prefix="ser-", suffix=".sound")  # noqa: SIM115 - the stack closes it
+            stack.enter_context(copy)
             shutil.copyfileobj(sys.stdin.buffer, copy)
             copy.flush()
             items.append(Item(Path(copy.name), "-", speaker))
@@ -206,7 +208,7 @@ def listed(path: Path, speaker: str) -> list[Any]:
             raise UserError(f"{path}: line {number}: no path; expected a sound file")
         items.append(Item(path.parent / row["path"], row["path"], row.get("speaker", "") or speaker))
     if not items:
-        raise UserError(f"{path}: lists no file{nearest('', ())}")
+        raise UserError(f"{path}: lists no file")
     return items
 
 

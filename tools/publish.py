@@ -1,0 +1,23 @@
+"""Phase 8: upload the export of a run to S3, the Hugging Face Hub or any fsspec target; exported first if need be."""
+
+import argparse
+
+from ser.errors import tool
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
+    parser.add_argument("url", help="s3://bucket/path, hf://user/repository, file:///path ...")
+    parser.add_argument("--overwrite", action="store_true", help="replace another version that is published there")
+    arguments = parser.parse_args()
+
+    from ser import exporting, publishing
+
+    folder = exporting.exported(arguments.run)
+    print("\n".join(publishing.publish(folder, arguments.url, arguments.overwrite)))
+
+
+if __name__ == "__main__":
+    main()
