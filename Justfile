@@ -27,6 +27,10 @@ sound := ""
 # what `ensemble` averages, probabilities or logits, and its weights, uniform or fitted on validation
 average := "probabilities"
 weights := "uniform"
+# 1: `export` writes model.onnx, too, and installs what that needs
+onnx := ""
+# 1: `publish` replaces another version
+overwrite := ""
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
@@ -37,6 +41,8 @@ launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --
 scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
 heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
 adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
+with_onnx := if onnx == "1" { "1" } else if onnx == "" { "" } else { error("onnx is '" + onnx + "'; expected 1, or nothing") }
+replaced := if overwrite == "1" { "--overwrite" } else if overwrite == "" { "" } else { error("overwrite is '" + overwrite + "'; expected 1, or nothing") }
 enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
@@ -205,6 +211,32 @@ report RUN: _install
 summary: _install
     @'{{ python }}' '{{ tools }}/summarize.py'
 
+# outputs/RUN/export: TorchScript, half, int8, torch.export and a model card, seen to answer as the run does; just onnx=1 export last
+[group('8 delivery')]
+[no-cd]
+export RUN: _install
+    @[ -z '{{ with_onnx }}' ] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[onnx]'
+    @'{{ python }}' '{{ tools }}/export.py' "$1"
+
+# emotions of files, folders, patterns or standard input: just predict last speech.wav --window 3
+[group('8 delivery')]
+[no-cd]
+predict MODEL *FILES: _install
+    @'{{ root }}/.venv/bin/ser' predict "$@"
+
+# upload a run's export to s3://, hf://, file:// ...: just overwrite=1 publish last s3://bucket/name
+[group('8 delivery')]
+[no-cd]
+publish RUN URL: _install
+    @[[ "$2" != s3://* ]] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[s3]'
+    @'{{ python }}' '{{ tools }}/publish.py' "$1" "$2" {{ replaced }}
+
+# dist/: wheel and source archive of ser-toolkit
+[group('8 delivery')]
+wheel: _install
+    @cd '{{ root }}' && rm -rf build && '{{ python }}' -m build --outdir dist . > /dev/null
+    @ls '{{ root }}'/dist/ser_toolkit-*
+
 # the tests: offline, on CPU, a few minutes; arguments go to pytest
 [group('upkeep')]
 test *ARGS: _install
@@ -231,7 +263,7 @@ fmt: _install
     @'{{ root }}/.venv/bin/ruff' format .
     @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
 
-# measure against what a user would pick instead: augment, data, extraction, models, startup, training
+# measure against what a user would pick instead: augment, data, extraction, inference, models, startup, training
 [group('upkeep')]
 [no-cd]
 bench +NAMES: _install

@@ -18,7 +18,8 @@ ARGUMENTS = {
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
     "cross": ["last", "demo"], "compare": ["last", "last"], "robustness": ["last"],
     "ensemble": ["last", "last"], "report": ["last"], "augment-demo": [], "bench": ["startup"],
-    "probe": ["ravdess", "whisper_tiny_en"],
+    "probe": ["ravdess", "whisper_tiny_en"], "export": ["last"], "predict": ["last", "a.wav"],
+    "publish": ["last", "file:///tmp/x"],
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_recipes_are_listed_by_phase_with_a_line_each():
     listed = just().stdout
     groups = [line.strip() for line in listed.splitlines() if line.strip().startswith("[")]
     assert groups == [
-        "[setup]", "[the whole job]", "[1 data]", "[2 features]", "[3-5 training]", "[6-7 evaluation]", "[upkeep]",
+        "[setup]", "[the whole job]", "[1 data]", "[2 features]", "[3-5 training]", "[6-7 evaluation]", "[8 delivery]", "[upkeep]",
     ]  # fmt: skip
     for recipe in recipes():
         (line,) = [line for line in listed.splitlines() if line.strip().split(" ")[0] == recipe]
