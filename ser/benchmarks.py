@@ -14,6 +14,7 @@ from typing import Any
 
 from ser.bench_augment import augment
 from ser.bench_extraction import extraction
+from ser.bench_inference import inference
 from ser.bench_models import models
 from ser.bench_training import training
 from ser.errors import UserError, nearest
@@ -100,6 +101,7 @@ BENCHMARKS = {
     "augment": augment,
     "data": data,
     "extraction": extraction,
+    "inference": inference,
     "models": models,
     "startup": startup,
     "training": training,

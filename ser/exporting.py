@@ -33,7 +33,7 @@ from ser.parity import Answers, answers_of, compare, variant_figures
 from ser.pipeline import Pipeline
 from ser.runs import Trained, trained
 
-__all__ = ["export", "exported", "pipeline_of"]
+__all__ = ["export", "exported", "int8", "onnx", "pipeline_of", "script", "write_index"]
 
 TOLERANCE = 1e-4  # largest difference in probability to the eager model
 EXAMPLE = (24_000, 17_000)  # samples of the two clips that are traced, unlike any that parity is seen on
@@ -149,21 +149,29 @@ def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
             found |= variant_figures(answer, pipeline, model, shown)
         parity["formats"][file] = found
         say(f"{file:<16}{found['bytes'] / 2**20:5.1f} MiB, largest difference {found['largest_difference']:.1e}")
-    labels = list(model.experiment.model.labels)
     write_json(folder / "parity.json", parity)
-    write_json(folder / "labels.json", {"labels": labels})
     write_json(folder / "norm_stats.json", norm_stats(pipeline.model))
     write_text(folder / "model_card.md", model_card(model, parity, parameters))
+    about = {
+        "run": model.run.folder.name,
+        "checkpoint": {name: model.checkpoint["state"][name] for name in ("epoch", "step")},
+        "tags": tags_of(model.experiment, model.finished),
+    }
+    write_index(folder, pipeline, about)
+    return parity
+
+
+def write_index(folder: Path, pipeline: Pipeline, about: dict[str, Any]) -> None:
+    """Write ``labels.json``, and last the index of all files that lie in a folder."""
+    labels = list(pipeline.model.labels)
+    write_json(folder / "labels.json", {"labels": labels})
     files = {path.name: {"sha256": checksum(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
     index = {
-        "format": FORMAT, "ser": __version__, "run": model.run.folder.name, "model": type(pipeline.model).__name__,
-        "labels": labels, "sample_rate": SAMPLE_RATE, "shortest": SHORTEST, "longest": LONGEST,
-        "by_speaker": pipeline.by_speaker, "temperature": model.temperature,
-        "checkpoint": {name: model.checkpoint["state"][name] for name in ("epoch", "step")},
-        "tags": tags_of(model.experiment, model.finished), "files": files,
+        "format": FORMAT, "ser": __version__, **about, "model": type(pipeline.model).__name__, "labels": labels,
+        "sample_rate": SAMPLE_RATE, "shortest": SHORTEST, "longest": LONGEST, "by_speaker": pipeline.by_speaker,
+        "temperature": pipeline.temperature, "files": files,
     }  # fmt: skip
     write_json(folder / INDEX, index)
-    return parity
 
 
 def pipeline_of(model: Trained) -> Pipeline:

@@ -6,7 +6,7 @@ Shapes: B clips, N samples at 16 kHz, C classes, F a clip's features without tim
 import torch
 from torch import Tensor, nn
 
-from ser.interfaces import Classifier, FrontEnd
+from ser.interfaces import Classifier, Encoder, FrontEnd
 from ser.layers import Speakers, clip_mask, full, normalises_by_speaker
 
 __all__ = ["Pipeline"]
@@ -25,7 +25,14 @@ class Pipeline(nn.Module):
         super().__init__()
         self.front_end, self.model, self.temperature = front_end, model, temperature
         self.by_speaker = normalises_by_speaker(model)
-        self.eval().requires_grad_(False)
+        self.eval()
+
+    def pack(self) -> "Pipeline":
+        """Lay an encoder's weights out for the CPU; the pipeline can no longer train, move, or be saved or exported."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.pack()
+        return self
 
     def forward(self, sound: Tensor, lengths: Tensor) -> Tensor:
         """Return probabilities [B, C] of sound [B, N]; of the speakers nothing is known."""
