@@ -15,7 +15,8 @@ learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps
 after     reporting, augment_demo, probing, comparing, summary
 door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
 delivery  card, parity, exporting, publishing, inference, responses, predicting
-upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks, crashing
+upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,
+          crashing
 command   cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.

@@ -1,4 +1,4 @@
-"""``just bench inference``: delivered models against transformers' pipeline of the same shapes; random weights, noise."""
+"""``just bench inference``: delivered models against transformers' pipeline of the same shapes; random weights."""
 
 import os
 import statistics

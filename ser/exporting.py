@@ -270,6 +270,7 @@ def onnx(pipeline: Pipeline, path: Path) -> Answers:
         )  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take a core
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def answer(sound: Tensor, lengths: Tensor) -> Tensor:

@@ -153,11 +153,17 @@ def info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts | {"files": files}, indent=2))
         return 0
-    shown = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in facts.items()}
-    lines = [f"{key:<16}{value}" for key, value in shown.items() if value != ""]
+    lines = [f"{key:<16}{in_words(value)}" for key, value in facts.items() if value not in ([], "")]
     lines += [f"  {name:<20}{size / 2**20:8.2f} MiB" for name, size in files.items()]
     print("\n".join(lines))
     return 0
+
+
+def in_words(value: Any) -> str:
+    """Return a value of an index for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:

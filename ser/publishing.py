@@ -61,17 +61,17 @@ def to_store(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: 
     version = pin[:VERSION]
     if current and current != version and not overwrite:
         raise different(url, current)
-    done = []
+    done, local = [], "file" in store.protocol
     try:
-        store.makedirs(f"{root}/{version}", exist_ok=True)
+        if local:
+            store.makedirs(f"{root}/{version}", exist_ok=True)  # elsewhere it might make a bucket that nobody wanted
         for name in [*files, INDEX]:
             path, there = folder / name, f"{root}/{version}/{name}"
             if store.exists(there) and store.info(there)["size"] == path.stat().st_size:
                 done.append(f"kept      {name}")  # the folder is named after the version, so it is the same file
                 continue
-            local = "file" in store.protocol  # other stores show a file when it is whole
             store.put_file(str(path), f"{there}.part" if local else there)
-            if local:
+            if local:  # other stores show a file when it is whole
                 store.mv(f"{there}.part", there)
             done.append(f"uploaded  {name}")
         store.pipe_file(f"{root}/{INDEX}", pointer(pin))

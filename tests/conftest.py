@@ -84,6 +84,27 @@ def sources(tmp_path_factory) -> dict:
     return made
 
 
+@pytest.fixture(scope="session")
+def delivered(prepared, tmp_path_factory) -> Path:
+    """Return a home with a small run that normalises by speaker, scored on validation and exported."""
+    from ser import config, exporting, runs
+    from ser.evaluating import evaluate
+
+    home = tmp_path_factory.mktemp("delivered")
+    (home / "data").symlink_to(prepared / "data")
+    settings = ["track/wandb = 'off'", "train/epochs = 1", "ecapa/channels = 64", "ecapa/normalisation = 'speaker'"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(home))
+        experiment, run = runs.create(config.load("demo_ecapa", settings))
+        assert runs.train(experiment, run, progress=False) == 0
+        evaluate(run.folder.name, "val", progress=False)
+        quick = {name: exporting.FORMATS[name] for name in ("model.ts", "model_int8.ts")}
+        patch.setattr(exporting, "FORMATS", quick)
+        exporting.export(run.folder.name, progress=False)
+    run.folder.rename(home / "outputs/small")
+    return home
+
+
 @pytest.fixture
 def trained_home(prepared, tmp_path, monkeypatch) -> Path:
     """Return a home that shares the prepared data and has outputs of its own."""

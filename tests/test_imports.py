@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,7 +14,7 @@ from ser import config
 from ser.files import PROJECT
 
 (FLOORS,) = [block for block in ser.__doc__.split("\n\n") if block.startswith("ground ")]
-ROOMS = [room.strip() for line in FLOORS.splitlines() for room in line.split(maxsplit=1)[1].split(",")]
+ROOMS = re.findall(r"\w+", re.sub(r"^\w+ ", "", FLOORS, flags=re.MULTILINE))
 
 
 def imported(room: str) -> set[str]:

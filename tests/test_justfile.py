@@ -47,7 +47,8 @@ def test_recipes_are_listed_by_phase_with_a_line_each():
     listed = just().stdout
     groups = [line.strip() for line in listed.splitlines() if line.strip().startswith("[")]
     assert groups == [
-        "[setup]", "[the whole job]", "[1 data]", "[2 features]", "[3-5 training]", "[6-7 evaluation]", "[8 delivery]", "[upkeep]",
+        "[setup]", "[the whole job]", "[1 data]", "[2 features]", "[3-5 training]", "[6-7 evaluation]", "[8 delivery]",
+        "[upkeep]",
     ]  # fmt: skip
     for recipe in recipes():
         (line,) = [line for line in listed.splitlines() if line.strip().split(" ")[0] == recipe]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ser.metadata import Clip
-from ser.speakers import FEW, Memory, Running, SpeakerPool
+from ser.speakers import FEW, Memory, SpeakerPool
 
 SPEAKERS = {"anna": 5, "bert": 3, "cleo": 1}  # clips of each
 KINDS = {"frames": -2, "layers": -2, "statistics": None, "sound": -1}  # dimension of time
@@ -203,19 +203,3 @@ def test_a_memory_knows_the_newest_embeddings_of_those_it_has_met():
     known = memory.of([other], torch.tensor([[0.0, 0.0]]), "")
     torch.testing.assert_close(known.mean[0], torch.cat([newer, torch.zeros(1, 2)]).mean(0))
     assert known.count.tolist() == [3]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_speaker_met_clip_by_clip_ends_with_the_statistics_of_all(kind):
-    known, met = values(kind), Running(KINDS[kind])
-    members = [one for one in CLIPS if one.speaker == "anna"]
-    for number, one in enumerate(members, start=1):
-        so_far = met.add(known[one.clip])
-        names = [member.clip for member in members[:number]]
-        assert so_far.count.tolist() == [number]
-        mean, std = reference(kind, names)
-        torch.testing.assert_close(so_far.mean[0], mean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(so_far.std[0], std, rtol=1e-4, atol=1e-5)
-    whole = pool(kind).of(members[:1])
-    torch.testing.assert_close(so_far.mean, whole.mean)
-    torch.testing.assert_close(so_far.std, whole.std, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""The model card: what the hub reads, and what a reader must know."""
+
+import pytest
+from conftest import PROJECT
+
+from ser import card, runs
+
+
+@pytest.fixture(scope="module")
+def text(delivered) -> str:
+    return (delivered / "outputs/small/export/model_card.md").read_text()
+
+
+def test_the_hub_reads_its_front_matter(text, delivered):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(text).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "ser-toolkit", "audio-classification")
+    assert "speech-emotion-recognition" in data.tags
+    (uar,) = [result for result in data.eval_results if result.metric_type == "uar"]
+    assert uar.dataset_type == "demo"
+    assert f"{uar.metric_value:.3f}" in text
+
+
+def test_it_says_protocol_figures_limits_and_how_to_cite(text, delivered, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(delivered))
+    experiment, _ = runs.reopen("small")
+    for words in (
+        experiment.protocol.split.sha256, "speaker-normalised", "Intervals are 95 %", "## Subgroups", "## Calibration",
+        "## Robustness", "Not measured", "It does not tell what a person feels", "AI Act", "## How to cite",
+        "## What may have heard the test before", "model_int8.ts", "scored on", "parameters were trained",
+    ):  # fmt: skip
+        assert words in text, words
+    assert " 0 parameters" not in text
+
+
+def test_licences_of_the_corpora_are_those_of_their_readmes():
+    for corpus in ("ravdess", "crema_d", "emodb"):
+        said = card.readme(corpus, "Licence:") or card.readme(corpus, "Terms:")
+        assert said
+        assert said in (PROJECT / f"data/{corpus}/README.md").read_text()
+    assert "NC-SA" in card.readme("ravdess", "Licence:")
+
+
+def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
+    from ser import config
+
+    built, run = runs.create(config.load("ravdess_stats_probe", ["track/wandb = 'off'", "stats/strengths = [0.01]"]))
+    assert runs.train(built, run, progress=False) == 0
+    text = card.model_card(runs.trained(run.folder.name), {"formats": {}, "left_out": {"model.onnx": "no reason"}}, 7)
+    assert 'license: "cc-by-nc-sa-4.0"' in text
+    assert "forbids commercial use" in text
+    assert "openai/whisper-tiny.en, revision main" in text
+    assert "Not scored yet" in text
+    assert "model.onnx is left out: no reason." in text

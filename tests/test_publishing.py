@@ -1,0 +1,282 @@
+"""Published and read back: S3 as moto speaks it, files, the hub; killed in the middle, and never another's version."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from conftest import PROJECT, command, one_error_line
+
+from ser import publishing
+from ser.artefact import INDEX, checksum
+from ser.errors import UserError
+from ser.inference import load
+
+SECRET = "wJalrXUtnFEMI-not-a-real-secret"
+
+
+@pytest.fixture
+def export(delivered, tmp_path, monkeypatch) -> Path:
+    """Return a copy of the export, and keep the cache with the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SER_HOME", str(delivered))
+    return Path(shutil.copytree(delivered / "outputs/small/export", tmp_path / "export"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Start moto's S3 server; return its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = open(tmp_path_factory.mktemp("moto") / "log", "w")  # noqa: SIM115 - lives as long as the server
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
+    for _ in range(300):
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch) -> str:
+    """Return the URL of an empty bucket; credentials come by the standard chain."""
+    import boto3
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    for name, value in {
+        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid4()}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def objects(bucket: str) -> dict[str, tuple[int, str]]:
+    """Return size and time of every object of a bucket."""
+    import boto3
+
+    found = boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://")).get("Contents", [])
+    return {entry["Key"]: (entry["Size"], str(entry["LastModified"])) for entry in found}
+
+
+def changed(export: Path) -> Path:
+    """Make another version of an export."""
+    index = json.loads((export / INDEX).read_text()) | {"run": "another"}
+    (export / INDEX).write_text(json.dumps(index))
+    return export
+
+
+def test_what_is_published_to_s3_is_read_back_and_answers(export, bucket):
+    url = f"{bucket}/models/small"
+    said = publishing.publish(export, url)
+    version = checksum(export / INDEX)[: publishing.VERSION]
+    names = {f"models/small/{version}/{path.name}" for path in export.iterdir()}
+    assert set(objects(bucket)) == names | {"models/small/export.json"}
+    assert said[-1].endswith(checksum(export / INDEX))
+    import numpy as np
+
+    sound = np.random.default_rng(0).normal(size=16_000).astype(np.float32) / 10
+    here = load(export).predict(sound)
+    assert load(url).predict(sound) == here
+    assert load(url, variant="int8", sha256=checksum(export / INDEX)).predict(sound).label
+    assert not [line for line in said if SECRET in line or "AKID" in line]
+
+
+def test_what_is_there_already_is_not_uploaded_again(export, bucket):
+    publishing.publish(export, bucket)
+    before = objects(bucket)
+    said = publishing.publish(export, bucket)
+    assert not [line for line in said if line.startswith("uploaded")]
+    assert {name: facts for name, facts in objects(bucket).items() if "/" in name} == {
+        name: facts for name, facts in before.items() if "/" in name
+    }
+
+
+def test_another_version_is_replaced_only_when_told(export, bucket):
+    publishing.publish(export, bucket)
+    first = load(bucket).sha256
+    changed(export)
+    with pytest.raises(UserError, match="holds another version"):
+        publishing.publish(export, bucket)
+    assert load(bucket).sha256 == first
+    publishing.publish(export, bucket, overwrite=True)
+    assert load(bucket).index["run"] == "another"
+    shutil.rmtree(publishing.cache_folder())
+    assert load(bucket, sha256=first).sha256 == first, "the version before is still there for whoever pinned it"
+
+
+KILLED = """
+import os, signal, sys
+import s3fs
+from ser import publishing
+put, count = s3fs.S3FileSystem._put_file, 0
+async def counted(self, *arguments, **options):
+    global count
+    count += 1
+    if count > int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await put(self, *arguments, **options)
+s3fs.S3FileSystem._put_file = counted
+from pathlib import Path
+publishing.publish(Path(sys.argv[1]), sys.argv[2], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_killed_in_the_middle_the_version_before_stays_and_the_rest_follows(export, bucket, after):
+    publishing.publish(export, bucket)
+    first = load(bucket).sha256
+    changed(export)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(export), bucket, str(after)], env=os.environ, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert load(bucket).sha256 == first
+    kept = {name: facts for name, facts in objects(bucket).items() if "/" in name}
+    said = publishing.publish(export, bucket, overwrite=True)
+    assert len([line for line in said if line.startswith("kept")]) == after
+    assert load(bucket).index["run"] == "another"
+    assert kept.items() <= objects(bucket).items()
+
+
+def test_a_bucket_or_server_that_is_not_there_is_one_line_without_secrets(export, bucket, monkeypatch):
+    import s3fs
+
+    with pytest.raises(UserError, match="no published model"):
+        load(f"{bucket}/nothing")
+    with pytest.raises(UserError, match=r"s3://no-such-bucket-here/x: cannot be read or written"):
+        publishing.publish(export, "s3://no-such-bucket-here/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(UserError) as error:
+        load(bucket)
+    assert "cannot be read or written" in str(error.value)
+    assert SECRET not in str(error.value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_changed_object_is_noticed(export, bucket):
+    import boto3
+
+    publishing.publish(export, bucket)
+    (key,) = [name for name in objects(bucket) if name.endswith("/model.ts")]
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"something else")
+    with pytest.raises(UserError, match=r"model\.ts: 14 bytes, expected"):
+        load(bucket)
+
+
+def test_the_command_publishes_into_a_folder_and_the_cache_needs_no_network(export, delivered, tmp_path):
+    url = f"file://{tmp_path}/shelf/small"
+    done = command("publish.py", "small", url, home=delivered)
+    assert done.returncode == 0, done.stderr
+    pin = done.stdout.split()[-1]
+    assert load(url, sha256=pin).sha256 == pin
+    assert not list((tmp_path / "shelf").rglob("*.part"))
+    shutil.rmtree(tmp_path / "shelf")
+    assert load(url, sha256=pin).sha256 == pin, "a pinned version that was fetched before"
+    with pytest.raises(UserError, match="no published model"):
+        load(url)
+
+
+def test_a_spoiled_export_is_not_published(export, tmp_path):
+    (export / "model.ts").write_bytes(b"x")
+    with pytest.raises(UserError, match="cut short or changed"):
+        publishing.publish(export, f"file://{tmp_path}/shelf")
+    assert not (tmp_path / "shelf").exists()
+
+
+def test_a_place_that_holds_something_else_is_left_alone(export, tmp_path):
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / INDEX).write_text('{"my": "file"}')
+    with pytest.raises(UserError, match="not the index of an export; choose another place"):
+        publishing.publish(export, f"file://{tmp_path}/shelf")
+    (tmp_path / "shelf" / INDEX).write_text('{"at": "../../etc/"}')
+    with pytest.raises(UserError, match="not the index of a published model"):
+        load(f"file://{tmp_path}/shelf")
+
+
+class Hub:
+    """Stands for the Hugging Face Hub: repositories as folders, commits as whole copies."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def create_repo(self, repository, exist_ok):
+        (self.root / repository).mkdir(parents=True, exist_ok=exist_ok)
+
+    def file_exists(self, repository, name):
+        return (self.root / repository / name).is_file()
+
+    def hf_hub_download(self, repository, name, revision=None):
+        path = self.root / repository / (revision or "") / name
+        if not path.is_file():
+            raise FileNotFoundError(f"404 Client Error: {name} at https://hub.example/signed?token={SECRET}")
+        return str(path)
+
+    def create_commit(self, repository, operations, commit_message):
+        assert commit_message.startswith("ser export ")
+        for operation in operations:
+            shutil.copy(operation.path_or_fileobj, self.root / repository / operation.path_in_repo)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    import huggingface_hub
+
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", made.hf_hub_download)
+    return made
+
+
+def test_the_hub_gets_one_commit_with_the_card_as_its_readme(export, hub):
+    publishing.publish(export, "hf://me/small")
+    folder = hub.root / "me/small"
+    assert {path.name for path in folder.iterdir()} == {"README.md"} | {path.name for path in export.iterdir()}
+    assert (folder / "README.md").read_text().startswith("---\nlicense:")
+    assert load("hf://me/small").sha256 == checksum(export / INDEX)
+    shutil.copytree(folder, folder / "v1")
+    assert load("hf://me/small", revision="v1").sha256 == checksum(export / INDEX)
+    changed(export)
+    with pytest.raises(UserError, match="holds another version"):
+        publishing.publish(export, "hf://me/small")
+    publishing.publish(export, "hf://me/small", overwrite=True)
+    assert load("hf://me/small").index["run"] == "another"
+
+
+def test_what_the_hub_lacks_is_one_line(export, hub):
+    with pytest.raises(UserError, match=r"^hf://me/none: cannot be read or written \(FileNotFoundError") as error:
+        load("hf://me/none")
+    assert SECRET not in str(error.value)
+    with pytest.raises(UserError, match="expected hf://USER/REPOSITORY"):
+        load("hf://none")
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        ("s3://key:secret@bucket/x/", "s3://bucket/x"), ("https://a.example/m?X-Amz-Signature=1", "https://a.example/m"),
+        ("hf://me/small", "hf://me/small"),
+    ],
+)  # fmt: skip
+def test_addresses_are_shown_without_passwords(url, plain):
+    assert publishing.shown(url) == plain
+
+
+def test_publishing_what_is_not_there_is_one_line(tmp_path):
+    assert "no run of this name" in one_error_line(command("publish.py", "nothing", "file:///tmp/x", home=tmp_path))
+    assert (PROJECT / "tools/publish.py").is_file()
