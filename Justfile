@@ -234,7 +234,7 @@ publish RUN URL: _install
 # dist/: wheel and source archive of ser-toolkit
 [group('8 delivery')]
 wheel: _install
-    @cd '{{ root }}' && rm -rf build && '{{ python }}' -m build --outdir dist . > /dev/null
+    @cd '{{ root }}' && rm -rf build && '{{ python }}' -m build --no-isolation --outdir dist . > /dev/null
     @ls '{{ root }}'/dist/ser_toolkit-*
 
 # the tests: offline, on CPU, a few minutes; arguments go to pytest

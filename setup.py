@@ -57,6 +57,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "s3fs>=2025.1",
+            "setuptools>=70",
         ],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "s3": ["s3fs>=2025.1"],

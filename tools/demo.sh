@@ -16,8 +16,10 @@ run train demo_ecapa
 run eval last
 run report last
 run summary
-
+run export last
 name=$(cat "$home/outputs/last")
+run predict "$home/outputs/$name/export" "$home/data/demo/raw/s01/s01_*_t1_r1.*"
+
 cat <<EOF
 
 done in $((SECONDS - started)) s; the pictures:
@@ -28,6 +30,10 @@ done in $((SECONDS - started)) s; the pictures:
 
 all of it in one page:
   $home/outputs/$name/report.html
+
+the model, ready to be used elsewhere, and what it is:
+  $home/outputs/$name/export/model.ts
+  $home/outputs/$name/export/model_card.md
 
 try next:
   just show demo_ecapa                                          every setting of this run
