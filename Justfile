@@ -27,8 +27,6 @@ sound := ""
 # what `ensemble` averages, probabilities or logits, and its weights, uniform or fitted on validation
 average := "probabilities"
 weights := "uniform"
-# 1: `export` writes model.onnx, too, and installs what that needs
-onnx := ""
 # 1: `publish` replaces another version
 overwrite := ""
 # what calm means to a corpus or model without it: neutral or leave_out
@@ -41,7 +39,6 @@ launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --
 scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
 heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
 adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
-with_onnx := if onnx == "1" { "1" } else if onnx == "" { "" } else { error("onnx is '" + onnx + "'; expected 1, or nothing") }
 replaced := if overwrite == "1" { "--overwrite" } else if overwrite == "" { "" } else { error("overwrite is '" + overwrite + "'; expected 1, or nothing") }
 enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
@@ -211,11 +208,10 @@ report RUN: _install
 summary: _install
     @'{{ python }}' '{{ tools }}/summarize.py'
 
-# outputs/RUN/export: TorchScript, half, int8, torch.export and a model card, seen to answer as the run does; just onnx=1 export last
+# outputs/RUN/export: the model as TorchScript, ONNX, torch.export, half, int8, seen to answer as the run does, and its card
 [group('8 delivery')]
 [no-cd]
 export RUN: _install
-    @[ -z '{{ with_onnx }}' ] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[onnx]'
     @'{{ python }}' '{{ tools }}/export.py' "$1"
 
 # emotions of files, folders, patterns or standard input: just predict last speech.wav --window 3
@@ -228,7 +224,6 @@ predict MODEL *FILES: _install
 [group('8 delivery')]
 [no-cd]
 publish RUN URL: _install
-    @[[ "$2" != s3://* ]] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[s3]'
     @'{{ python }}' '{{ tools }}/publish.py' "$1" "$2" {{ replaced }}
 
 # dist/: wheel and source archive of ser-toolkit

@@ -7,17 +7,29 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ser.audio import SAMPLE_RATE
+from ser.audio import SAMPLE_RATE, SHORTEST
 from ser.errors import UserError, nearest
 from ser.files import read_json
 
-__all__ = ["FORMAT", "INDEX", "LONGEST", "SHORTEST", "check_index", "checked_file", "checksum", "read_index"]
+__all__ = ["FEWEST_SAMPLES", "FORMAT", "INDEX", "MOST_SAMPLES", "check_index", "checked_file", "checksum", "read_index"]
 
 FORMAT = 1  # of the folder; a reader refuses a higher one
 INDEX = "export.json"
-SHORTEST = 800  # samples of a clip: 0.05 s
-LONGEST = 30 * SAMPLE_RATE  # samples of a clip
-WANTED = ("format", "labels", "sample_rate", "shortest", "longest", "by_speaker", "files", "model", "run", "ser")
+FEWEST_SAMPLES = round(SHORTEST * SAMPLE_RATE)  # of a clip
+MOST_SAMPLES = 30 * SAMPLE_RATE
+WANTED = (
+    "format",
+    "labels",
+    "sample_rate",
+    "shortest",
+    "longest",
+    "by_speaker",
+    "identity",
+    "files",
+    "model",
+    "run",
+    "ser",
+)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

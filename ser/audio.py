@@ -10,7 +10,7 @@ import numpy as np
 
 from ser.errors import UserError
 
-__all__ = ["SAMPLE_RATE", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "windows", "write"]
+__all__ = ["SAMPLE_RATE", "SHORTEST", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "windows", "write"]
 
 SAMPLE_RATE = 16_000  # Hz; every model of the house hears this rate
 SHORTEST = 0.05  # seconds; less sound than this holds no frame that a model could use
@@ -84,23 +84,39 @@ def windows(path: Path, window: float, hop: float) -> Iterator[tuple[float, np.n
     try:
         with soundfile.SoundFile(path) as file:
             check_data_size(path, file.extra_info)
-            rate = file.samplerate
+            rate, announced = file.samplerate, file.frames
             size, step = round(window * rate), max(1, round(hop * rate))
-            for number, block in enumerate(file.blocks(size, size - step, dtype="float32", always_2d=True)):
+            block = file.read(size, dtype="float32", always_2d=True)
+            start, heard = 0, len(block)
+            while (heard and not start) or heard > start + size - step:  # something that the window before did not hear
                 if not np.isfinite(block).all():
                     raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
-                yield number * step / rate, to_mono_16k(block, rate)
-            if file.frames == 0:
-                raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
+                yield start / rate, to_mono_16k(block, rate)
+                fresh = file.read(step, dtype="float32", always_2d=True)
+                block = np.concatenate([block[step:], fresh])
+                start, heard = start + step, heard + len(fresh)
+            check_whole(path, heard, announced, file.subtype)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
+
+
+def check_whole(path: Path, found: int, announced: int, subtype: str) -> None:
+    """Raise a UserError for a file without sound, or one of which fewer frames were found than it announces."""
+    if found == 0:
+        raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
+    # MP3 headers only estimate the length; a lossless file that ends early is truncated.
+    if found < announced and subtype != "MPEG_LAYER_III":
+        raise UserError(
+            f"{path}: truncated, {found} of the {announced} samples that its header announces; "
+            "copy or download it again"
+        )
 
 
 def check_data_size(path: Path, log: str) -> None:
     """Raise a UserError for a WAV cut short, whose frames libsndfile quietly counts anew; ``log`` is its log."""
     found = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    # Programs that write to a pipe cannot know the size and announce all ones.
-    if found and int(found[2]) < int(found[1]) < 0xFFFFFF00:
+    # Programs that write to a pipe cannot know the size and announce the largest that they can.
+    if found and int(found[2]) < int(found[1]) < 0x7FFFF000:
         raise UserError(
             f"{path}: truncated, {found[2]} of the {found[1]} bytes that its header announces; "
             "copy or download it again"
@@ -118,14 +134,7 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
             sound = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
-    if len(sound) == 0:
-        raise UserError(f"{path}: the sound is empty (0 samples); replace it or remove it")
-    # MP3 headers only estimate the length; a lossless file that ends early is truncated.
-    if len(sound) < announced and subtype != "MPEG_LAYER_III":
-        raise UserError(
-            f"{path}: truncated, {len(sound)} of the {announced} samples that its header announces; "
-            "copy or download it again"
-        )
+    check_whole(path, len(sound), announced, subtype)
     if len(sound) < SHORTEST * sample_rate:
         seconds = len(sound) / sample_rate
         raise UserError(f"{path}: {seconds:.3f} s of sound, expected at least {SHORTEST} s; replace it or remove it")

@@ -11,6 +11,7 @@ from ser import __version__
 from ser.errors import UserError
 from ser.evaluating import made_with
 from ser.files import PROJECT, read_csv, read_json
+from ser.interfaces import Solvable
 from ser.reporting import TITLES, gap_text, with_interval
 from ser.runs import Trained
 from ser.subgroups import COLUMNS
@@ -33,7 +34,8 @@ def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
     scored = evaluations(model)
     sections = [
         front_matter(model, scored), title(model, trained), usage(model), data(model), figures(model, scored),
-        groups(scored), calibration(scored), robustness(scored, model), uses(), contamination(model), formats(parity),
+        groups(scored, model.experiment.protocol.corpus), calibration(scored), robustness(model),
+        uses(model), contamination(model), formats(parity),
         citations(model),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -77,6 +79,7 @@ def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> s
             ],
         }
         for _, metrics in scored
+        if metrics["speaker_independent"] and not {"speakers-seen", "transductive"} & set(metrics["tags"])
     ]
     if results:
         facts["model-index"] = [{"name": model.run.folder.name, "results": results}]
@@ -85,8 +88,13 @@ def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> s
 
 
 def protocol_of(metrics: dict[str, Any]) -> str:
-    """Return corpus, scheme and fold of an evaluation."""
-    return f"{metrics['corpus']} {metrics['split_scheme']}" + (f" fold {metrics['fold']}" if metrics["fold"] else "")
+    """Return corpus, scheme and fold of an evaluation, and what else tells it from others."""
+    name = f"{metrics['corpus']} {metrics['split_scheme']}" + (f" fold {metrics['fold']}" if metrics["fold"] else "")
+    if metrics["label_source"] != metrics["trained_labels"]:
+        name += f", labels {metrics['label_source']}"
+    if metrics.get("speaker_clips"):
+        name += f", {metrics['speaker_clips']} clips of each speaker known"
+    return name
 
 
 def title(model: Trained, trained: int) -> str:
@@ -97,7 +105,7 @@ def title(model: Trained, trained: int) -> str:
         "",
         f"{type(classifier).__name__}: speech of up to 30 s in, probabilities of {', '.join(classifier.labels)} out. "
         f"Trained on {protocol.describe()} ({len(model.checkpoint['train_speakers'])} speakers, labels "
-        f"{protocol.label_source}) with ser {__version__}; {trained:,} parameters were trained.",
+        f"{protocol.label_source}); {trained:,} parameters were trained. Exported by ser {__version__}.",
     ]
     if facts := facts_of(model):
         lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}."]
@@ -119,13 +127,22 @@ def facts_of(model: Trained) -> dict[str, Any]:
     return facts
 
 
+def started_from(model: Trained) -> str:
+    """Return the pretrained weights that the model began with or listens through; empty where there are none."""
+    if facts := facts_of(model):
+        return f"The encoder {facts['source']}"
+    if start := getattr(model.experiment.model, "start", ""):
+        return f"The speaker model {Path(start).name if Path(start).is_absolute() else start}"
+    return ""
+
+
 def usage(model: Trained) -> str:
     """Return how to run it."""
     return f"""## Use
 
 ```sh
 pip install ser-toolkit
-ser predict {model.run.folder.name}/export speech.wav
+ser predict FOLDER speech.wav          # the folder of this card, or where it was published
 ```
 
 Or with torch alone:
@@ -147,6 +164,11 @@ def data(model: Trained) -> str:
         )
         lines.append(f"- {corpus}: {licence}")
     lines += ["", "The weights hold what they learned from these recordings; use them within those terms."]
+    if started := started_from(model):
+        lines.append(
+            f"They also hold those of {started}, which came under a licence of its own: see its page before you pass "
+            "them on."
+        )
     if "ravdess" in corpora(model):
         lines.append("RAVDESS forbids commercial use, and so should everyone who uses this model.")
     if dropped := sorted(model.experiment.protocol.drop):
@@ -166,8 +188,7 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     protocol = model.experiment.protocol
     lines = [
         "## Figures", "",
-        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. The checkpoint was chosen on "
-        "validation speakers. Intervals are 95 % percentiles over draws of speakers; they do not cover the variation "
+        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {choice(model)} Intervals are 95 % percentiles over draws of speakers; they do not cover the variation "
         "between training seeds.", "",
     ]  # fmt: skip
     if not scored:
@@ -186,9 +207,22 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def groups(scored: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Return UAR by group of the evaluation that comes first, and the gaps between the best and the worst."""
-    for folder, metrics in scored:
+def choice(model: Trained) -> str:
+    """Say how the weights were chosen."""
+    experiment = model.experiment
+    if isinstance(experiment.model, Solvable) and experiment.model.solves:
+        again = ", then all was solved again on both parts" if experiment.model.refit else ""
+        return f"The strength of the regularisation was chosen on the validation part{again}."
+    if experiment.training.keep == "last":
+        return "The weights are those of the last epoch; nothing was chosen on the validation part."
+    return "The checkpoint was chosen on the validation part, so figures of that part are a little optimistic."
+
+
+def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
+    """Return UAR by group on the model's own corpus, of the test part if it was scored, and the widest gaps."""
+    for folder, metrics in sorted(scored, key=lambda each: each[1]["part"] != "test"):
+        if metrics["corpus"] != corpus:
+            continue
         if not (folder / "subgroups.csv").is_file():
             continue
         rows = [row for _, row in read_csv(folder / "subgroups.csv", COLUMNS) if row["grouping"] != "speaker"]
@@ -218,13 +252,13 @@ def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join(["## Calibration", "", lead, "", *rows])
 
 
-def robustness(scored: list[tuple[Path, dict[str, Any]]], model: Trained) -> str:
+def robustness(model: Trained) -> str:
     """Return UAR on worse recordings, if it was measured."""
-    for folder, metrics in scored:
-        path = folder / "robustness.json"
-        if not path.is_file() or (made := read_json(path)).get("checkpoint") != metrics["checkpoint"]:
+    state = {name: model.checkpoint["state"][name] for name in ("epoch", "step")}
+    for path in sorted(model.run.folder.glob("eval/*/robustness.json")):
+        if (made := read_json(path)).get("checkpoint") != state:
             continue
-        lines = ["## Robustness", "", f"{protocol_of(metrics)}, {metrics['part']}.", ""]
+        lines = ["## Robustness", "", f"{path.parent.name}.", ""]
         lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]
         for row in made["rows"]:
             value = "" if row["value"] is None else f"{row['value']} {row.get('unit') or ''}".strip()
@@ -233,12 +267,15 @@ def robustness(scored: list[tuple[Path, dict[str, Any]]], model: Trained) -> str
     return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
 
 
-def uses() -> str:
+def uses(model: Trained) -> str:
     """Return what the model is for and what not."""
-    return """## Intended use, and what not to use it for
+    kinds = {"custom": "recordings of its maker", "demo": "procedural speech, which is no real speech at all"}
+    acted = "short sentences, acted, recorded in a studio"
+    heard = "; ".join(dict.fromkeys(kinds.get(corpus, acted) for corpus in corpora(model)))
+    return f"""## Intended use, and what not to use it for
 
-For research on speech emotion recognition, on speech like that which it was trained on: short sentences, acted,
-recorded in a studio. It tells how an utterance sounds to such a corpus's labels. It does not tell what a person feels.
+For research on speech emotion recognition, on speech like that which it was trained on: {heard}.
+It tells how an utterance sounds to such a corpus's labels. It does not tell what a person feels.
 
 Do not use it to judge people: not in hiring, school, credit, insurance, policing, border control, or medicine. The
 European Union's AI Act (2024/1689, article 5) prohibits inferring emotions at work and in education, but for medical
@@ -250,14 +287,18 @@ tested."""
 def contamination(model: Trained) -> str:
     """Return what may have heard the test speakers before."""
     lines = ["## What may have heard the test before", ""]
-    if facts := facts_of(model):
+    if started := started_from(model):
         lines.append(
-            f"The encoder {facts['source']} was pretrained by others, on data that this project has not seen; whether "
-            "it held recordings of this corpus cannot be ruled out."
+            f"{started} was trained by others, on data that this project has not seen; whether it held recordings of "
+            "this corpus cannot be ruled out."
         )
     else:
-        lines.append("Nothing: all weights were trained on the training part.")
-    lines.append("Sentences repeat across the parts of these corpora; the split is by speaker, not by text.")
+        lines.append("Nothing: all weights began at random and were trained on the training part.")
+    protocol = model.experiment.protocol
+    if not protocol.split.speaker_independent:
+        lines.append("The scheme has the same speakers in all parts: its figures say nothing of other speakers.")
+    elif protocol.scheme != "holdout_text":
+        lines.append("Sentences repeat across the parts; the split is by speaker, not by text.")
     return "\n".join(lines)
 
 
@@ -269,7 +310,10 @@ def formats(parity: dict[str, Any]) -> str:
         change = "-" if found.get("uar") is None else f"{found['uar']:.3f}, {found['uar_change']:+.3f}"
         lines.append(f"| {name} | {found['bytes'] / 2**20:.1f} | {found['largest_difference']:.1e} | {change} |")
     lines += ["", *(f"{name} is left out: {reason}." for name, reason in parity["left_out"].items())]
-    lines.append("`model_int8.ts` rounds by the range of a batch: give it one clip at a time.")
+    if "model_int8.ts" in parity["formats"]:
+        lines.append("`model_int8.ts` rounds by the range of a batch: give it one clip at a time.")
+    if longest := parity["formats"].get("model.pt2", {}).get("longest_seconds"):
+        lines.append(f"`model.pt2` takes clips of up to {longest:g} s, the others 30 s.")
     return "\n".join(lines)
 
 
@@ -277,6 +321,6 @@ def citations(model: Trained) -> str:
     """Return what to cite."""
     lines = [f"- {corpus}: {text}" for corpus in corpora(model) if (text := readme(corpus, "Cite:"))]
     lines.append(f"- the toolkit: ser-toolkit {__version__}")
-    if facts := facts_of(model):
-        lines.append(f"- the encoder: {facts['source']}")
+    if started := started_from(model):
+        lines.append(f"- {started[0].lower()}{started[1:]}")
     return "\n".join(["## How to cite", "", *lines])

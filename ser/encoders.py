@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser import dist
 from ser.errors import UserError, nearest, some
@@ -280,10 +280,10 @@ def cannot_load(source: str, folder: Path | None, error: Exception) -> UserError
     )
 
 
-def fingerprint(encoder: Encoder) -> str:
-    """Return the SHA-256 of an encoder's weights, names included."""
+def fingerprint(module: nn.Module) -> str:
+    """Return the SHA-256 of the weights of an encoder or whole model, names included."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         if name.rpartition(".")[2] in UNUSED_WEIGHTS:  # random where the checkpoint lacks it
             continue
         digest.update(name.encode())

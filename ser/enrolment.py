@@ -60,7 +60,7 @@ class Enrolment:
     """The speakers of one model.
 
     Args:
-        identity: SHA-256 of the model.
+        identity: SHA-256 of the model's weights.
         folder: with one sub-folder a model.
     """
 
@@ -98,7 +98,7 @@ class Enrolment:
             UserError: as ``read``; or the folder cannot be written.
         """
         path = self.path(name)
-        with locked(self.folder / f".{name}.lock", f"{path}: another process is adding to this speaker; wait for it"):
+        with locked(self.folder / f".{name}.lock"):
             speaker = self.read(name)
             for clip in moments:
                 speaker.add(*clip)

@@ -16,6 +16,7 @@ from ser.errors import UserError, nearest
 __all__ = [
     "PROJECT",
     "append_line",
+    "cannot_write",
     "corpus_folder",
     "data_folder",
     "locked",
@@ -228,11 +229,15 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str = "") -> Iterator[None]:
     """Hold an exclusive lock on ``path`` while the body runs; it ends with the process, however that ends.
 
+    Args:
+        path: of the lock.
+        busy: message where another process holds it; without one, wait for that.
+
     Raises:
-        UserError: another process holds the lock; ``busy`` is the message.
+        UserError: another process holds the lock.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +246,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
             raise UserError(busy) from error
         yield

@@ -101,5 +101,9 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     # The CPU has no packed LSTM in half precision.
     with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext():
         x = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        # Sorted and begun by hand: what torch makes for that would stay on one device in an exported model.
+        order = lengths.argsort(descending=True)
+        packed = pack_padded_sequence(x.index_select(0, order), lengths.index_select(0, order).cpu(), batch_first=True)
+        begin = torch.zeros_like(x[:, 0, :1]).expand(2 * lstm.num_layers, x.shape[0], lstm.hidden_size).contiguous()
+        out, _ = pad_packed_sequence(lstm(packed, (begin, begin))[0], batch_first=True, total_length=x.shape[1])
+        return out.index_select(0, order.argsort())

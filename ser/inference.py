@@ -5,6 +5,7 @@ export it imports torch, numpy and soundfile; torchaudio joins where sound is no
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ser import audio
-from ser.artefact import INDEX, LONGEST, SHORTEST, checked_file, checksum, read_index
+from ser.artefact import FEWEST_SAMPLES, INDEX, MOST_SAMPLES, checked_file, checksum, read_index
 from ser.audio import SAMPLE_RATE
 from ser.enrolment import Enrolment
 from ser.errors import UserError, nearest
@@ -67,7 +68,7 @@ class Predictor:
     Args:
         model: TorchScript of an export, or a ``pipeline.Pipeline``.
         index: ``export.json``, or what is like it of a run.
-        identity: SHA-256 of the model.
+        identity: SHA-256 of the model's weights, by which its speakers are known.
         device: that it is on.
         one_by_one: answer each clip alone: a model that rounds by the range of a batch.
         speakers: folder of enrolled speakers, see ``enrolment.speakers_folder``.
@@ -103,7 +104,8 @@ class Predictor:
         """Answer one clip of 0.05 to 30 s.
 
         Args:
-            sound: a file that libsndfile reads, or float samples in [-1, 1], [N] or [N, channels].
+            sound: a file that libsndfile reads, or samples [N] or [N, channels]: float in [-1, 1], or whole numbers
+                that fill their type.
             sample_rate: of samples, Hz; a file knows its own.
             threshold: probability below which there is no label.
 
@@ -112,10 +114,14 @@ class Predictor:
         """
         if isinstance(sound, str | Path):
             return next(self.predict_files([Item(Path(sound), str(sound))], threshold))
-        samples = torch.as_tensor(sound).float().numpy()
-        samples = samples[:, None] if samples.ndim == 1 else samples
-        if samples.ndim != 2 or not len(samples) or not np.isfinite(samples).all():
+        samples = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
+        if samples.dtype.kind == "i":  # as soundfile and scipy read them when asked to
+            samples = samples / -float(np.iinfo(samples.dtype).min)
+        samples = np.ascontiguousarray(samples[:, None] if samples.ndim == 1 else samples, dtype=np.float32)
+        if samples.ndim != 2 or not samples.size or not np.isfinite(samples).all():
             raise UserError(f"sound of shape {list(samples.shape)}: expected finite samples [N] or [N, channels]")
+        if sample_rate < 1 or sample_rate != int(sample_rate):
+            raise UserError(f"sample_rate is {sample_rate}; expected a whole number of Hz above 0")
         clip = fitting("sound", audio.to_mono_16k(samples, sample_rate))
         return self.answers([("", 0.0, clip)], threshold)[0]
 
@@ -135,9 +141,11 @@ class Predictor:
             learn: keep what the files tell of their speakers.
 
         Raises:
-            UserError: a file that is not sound, too short or too long; or a speaker, and a model that does not
-                normalise by speaker.
+            UserError: a file that is not sound, too short or too long; or, before any file, a speaker where the model
+                does not normalise by speaker, whose name cannot be one, or who is not enrolled and shall not be.
         """
+        for name in sorted({item.speaker for item in items if item.speaker}):
+            self.known(name) if not learn else self.check_speaker(name)
         for first in range(0, len(items), AHEAD):
             clips: list[tuple[Item, np.ndarray]] = []
             for item in items[first : first + AHEAD]:
@@ -150,10 +158,7 @@ class Predictor:
             alone = [(item.name, 0.0, clip) for item, clip in clips if not item.speaker]
             together = iter(self.answers(alone, threshold))
             for item, clip in clips:
-                if item.speaker:
-                    yield self.of_speaker(item, clip, threshold, learn)
-                else:
-                    yield next(together)
+                yield self.of_speaker(item, clip, threshold, learn) if item.speaker else next(together)
 
     def timeline(self, item: Item, window: float, hop: float, threshold: float = 0.0) -> Iterator[Prediction]:
         """Yield the answers to windows of a recording of any length, each as a file of its own would be answered.
@@ -169,21 +174,30 @@ class Predictor:
         Raises:
             UserError: not sound, or a window or hop out of range.
         """
-        if not SHORTEST <= window * SAMPLE_RATE <= LONGEST:
-            raise UserError(f"window is {window:g} s; expected {SHORTEST / SAMPLE_RATE} to {LONGEST / SAMPLE_RATE:g} s")
-        if not 0 < hop <= window:
-            raise UserError(f"hop is {hop:g} s; expected above 0 and at most the window of {window:g} s")
+        self.check_windows(window, hop)
         exists(item)
         speaker = (self.known(item.speaker),) if item.speaker else ()
         size = max(1, int(self.room / (window * SAMPLE_RATE)))
         waiting: list[tuple[str, float, np.ndarray]] = []
-        for start, clip in audio.windows(item.path, window, hop):
-            if len(clip) >= SHORTEST:
-                waiting.append((item.name, start, clip))
-            if len(waiting) == size:
-                yield from self.answers(waiting, threshold, item.speaker, *speaker)
-                waiting = []
+        with named(item):
+            for start, clip in audio.windows(item.path, window, hop):
+                if len(clip) >= FEWEST_SAMPLES:
+                    waiting.append((item.name, start, clip))
+                elif not start:
+                    fitting(item.name, clip)  # raises: there is no more of it
+                if len(waiting) == size:
+                    yield from self.answers(waiting, threshold, item.speaker, *speaker)
+                    waiting = []
         yield from self.answers(waiting, threshold, item.speaker, *speaker)
+
+    def check_windows(self, window: float, hop: float) -> None:
+        """Raise a UserError for windows that cannot be answered, or leave gaps."""
+        if not FEWEST_SAMPLES <= window * SAMPLE_RATE <= MOST_SAMPLES:
+            raise UserError(
+                f"window is {window:g} s; expected {FEWEST_SAMPLES / SAMPLE_RATE} to {MOST_SAMPLES / SAMPLE_RATE:g} s"
+            )
+        if not 0 < hop <= window:
+            raise UserError(f"hop is {hop:g} s; expected above 0 and at most the window of {window:g} s")
 
     def enrol(self, name: str, items: Sequence[Item]) -> int:
         """Take files into a speaker's statistics, all or none; return how many clips of theirs are known now.
@@ -191,17 +205,18 @@ class Predictor:
         Raises:
             UserError: as ``predict_files``.
         """
-        self.check_speakers(name)
+        self.check_speaker(name)
         moments = [self.moments(clip) for clip in (self.read(item) for item in items)]
         return self.enrolment.add(name, moments).clips
 
     def read(self, item: Item) -> np.ndarray:
         """Return a file's sound float32 [N] at 16 kHz; too long a one is not even decoded."""
         exists(item)
-        long = audio.header(item.path).seconds
-        if round(long * SAMPLE_RATE) > LONGEST + SAMPLE_RATE:  # the header of an MP3 only estimates
-            raise too_long(item.name, long)
-        return fitting(item.name, audio.read(item.path))
+        with named(item):
+            long = audio.header(item.path).seconds
+            if round(long * SAMPLE_RATE) > MOST_SAMPLES + SAMPLE_RATE:  # the header of an MP3 only estimates
+                raise too_long(item.name, long)
+            return fitting(item.name, audio.read(item.path))
 
     def answers(
         self,
@@ -246,7 +261,6 @@ class Predictor:
 
     def of_speaker(self, item: Item, clip: np.ndarray, threshold: float, learn: bool) -> Prediction:
         """Answer a clip by its speaker's statistics, the clip among them."""
-        self.check_speakers(item.speaker)
         moments = self.moments(clip)
         if learn:
             speaker = self.enrolment.add(item.speaker, [moments])
@@ -262,18 +276,19 @@ class Predictor:
         Raises:
             UserError: not enrolled.
         """
-        self.check_speakers(name)
+        self.check_speaker(name)
         speaker = self.enrolment.read(name)
         if not speaker.clips:
             names = self.enrolment.names
             raise UserError(
-                f"speaker '{name}' is not enrolled{nearest(name, names)}; a recording's own windows do not enrol: "
+                f"speaker '{name}' is not enrolled{nearest(name, names)}; let the model hear them first: "
                 "ser enrol MODEL NAME FILE..."
             )
         return float(speaker.clips), np.asarray(speaker.mean), speaker.std
 
-    def check_speakers(self, name: str) -> None:
-        """Raise a UserError where the model cannot use what is known of a speaker."""
+    def check_speaker(self, name: str) -> None:
+        """Raise a UserError for a name that cannot be one, a damaged file, or a model that cannot use either."""
+        self.enrolment.read(name)
         if not self.by_speaker:
             raise UserError(
                 f"speaker '{name}': this model does not normalise by speaker; train one that does, as with "
@@ -329,6 +344,10 @@ def load(
     """
     if variant not in VARIANTS:
         raise UserError(f"variant '{variant}' is unknown{nearest(variant, VARIANTS)}")
+    try:
+        torch.zeros(1, device=device)
+    except Exception as error:  # torch raises many kinds for a name it does not know and a device that is not there
+        raise UserError(f"device '{device}' is not at hand ({first_line(error)}); choose cpu") from error
     folder = find(source, VARIANTS[variant], sha256, revision)
     if folder is None:
         if variant != "exact" or sha256:
@@ -337,14 +356,14 @@ def load(
 
         trained = runs.trained(str(source))
         pipeline = exporting.pipeline_of(trained)
+        identity = exporting.identity_of(pipeline)  # before the weights are laid out anew
         pipeline = pipeline.pack() if device == "cpu" else pipeline.to(device)
         facts = {"labels": list(pipeline.model.labels), "by_speaker": pipeline.by_speaker}
-        return Predictor(pipeline, facts, checksum(trained.run.best), device, speakers=speakers)
+        return Predictor(pipeline, facts, identity, device, speakers=speakers)
     index = read_index(folder)
     path = checked_file(folder, index, VARIANTS[variant])
-    identity = index["files"][VARIANTS["exact"]]["sha256"]
     model, pin = script(path, device), checksum(folder / INDEX)
-    return Predictor(model, index, identity, device, variant == "int8", speakers, pin)
+    return Predictor(model, index, index["identity"], device, variant == "int8", speakers, pin)
 
 
 def find(source: str | Path, file: str, sha256: str, revision: str) -> Path | None:
@@ -358,6 +377,8 @@ def find(source: str | Path, file: str, sha256: str, revision: str) -> Path | No
 
         return fetch(str(source), [file], sha256, revision)
     folder = Path(source)
+    if str(source) == "last":
+        return None
     if folder.is_file():
         raise UserError(f"{folder}: is a file; expected the folder of an export, a run, or a URL")
     if not (folder / INDEX).is_file():
@@ -384,14 +405,31 @@ def script(path: Path, device: str) -> Any:
     except (
         Exception
     ) as error:  # whatever torch raises for bytes that are not TorchScript, or a device that is not there
-        reason = str(error).strip().splitlines()[0][:150]
-        raise UserError(f"{path}: not TorchScript that can be loaded on {device} ({reason})") from error
+        raise UserError(f"{path}: not TorchScript that can be loaded on {device} ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of what an exception says, of which libraries' own may be pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 def exists(item: Item) -> None:
     """Raise a UserError where there is no such file."""
-    if not item.path.exists():
-        raise UserError(f"{item.name}: no such file")
+    try:
+        item.path.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{item.name}: no such file") from error
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{item.name}: cannot be opened ({error.strerror})") from error
+
+
+@contextmanager
+def named(item: Item) -> Iterator[None]:
+    """Let errors name a file as the user did."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(item.path), item.name)) from error
 
 
 def fitting(name: str, clip: np.ndarray) -> np.ndarray:
@@ -400,16 +438,16 @@ def fitting(name: str, clip: np.ndarray) -> np.ndarray:
     Raises:
         UserError: too short or too long.
     """
-    if len(clip) > LONGEST:
+    if len(clip) > MOST_SAMPLES:
         raise too_long(name, len(clip) / SAMPLE_RATE)
-    if len(clip) < SHORTEST:
+    if len(clip) < FEWEST_SAMPLES:
         seconds = len(clip) / SAMPLE_RATE
-        raise UserError(f"{name}: {seconds:.3f} s of sound, expected at least {SHORTEST / SAMPLE_RATE} s")
+        raise UserError(f"{name}: {seconds:.3f} s of sound, expected at least {FEWEST_SAMPLES / SAMPLE_RATE} s")
     return clip
 
 
 def too_long(name: str, seconds: float) -> UserError:
     """Say that a clip is too long, and what to do."""
     long = f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-    limit = LONGEST / SAMPLE_RATE
+    limit = MOST_SAMPLES / SAMPLE_RATE
     return UserError(f"{name}: {long} of sound, expected at most {limit:g} s; answer it in windows: --window 5")

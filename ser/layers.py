@@ -5,6 +5,7 @@ Shapes: B clips, C channels, T frames of the longest clip of the batch; ``length
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def clip_mask(lengths: Tensor, frames: int) -> Tensor:
 def places(count: int, like: Tensor) -> Tensor:
     """Return 0, 1, ... count - 1 on the device of ``like``, in an exported model too: a trace would keep today's."""
     if torch.jit.is_tracing():
-        return traced_places(torch.as_tensor(count), like)
+        return traced_places(count if isinstance(count, Tensor) else torch.tensor(count), like)
     return torch.arange(count, device=like.device)
 
 
@@ -267,7 +268,7 @@ class LayerSum(nn.Module):
         if isinstance(states, Tensor):
             return torch.einsum("l,bl...->b...", self.weights.to(states.dtype), states)
         parts = (weight * state for weight, state in zip(self.weights, states, strict=True))
-        return sum(parts, start=torch.zeros((), device=self.scores.device))
+        return reduce(torch.add, parts)
 
 
 def attended_mean_std(

@@ -77,7 +77,7 @@ def mel_filters(size: int, bands: int, scale: str) -> Tensor:
 
 
 class LogMel(FrontEnd):
-    """Natural logarithm of mel-band power (HTK scale), by torchaudio.
+    """Natural logarithm of mel-band power (HTK scale), equal to torchaudio's ``MelSpectrogram``.
 
     Args:
         bands: number of mel bands D.
@@ -99,7 +99,9 @@ class LogMel(FrontEnd):
         self.window = round(window_ms * SAMPLE_RATE / 1000)  # samples
         self.hop = round(hop_ms * SAMPLE_RATE / 1000)  # samples
         size = max(512, 1 << (self.window - 1).bit_length())
-        self.spectrum = Spectrum(F.pad(torch.hann_window(self.window), ((size - self.window) // 2,) * 2), self.hop)
+        before = (size - self.window) // 2
+        window = F.pad(torch.hann_window(self.window), (before, size - self.window - before))
+        self.spectrum = Spectrum(window, self.hop)
         self.filters: Tensor
         self.register_buffer("filters", mel_filters(size, bands, "htk"), persistent=False)
 

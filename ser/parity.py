@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio, demo, metrics
+from ser.artefact import MOST_SAMPLES
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import Solvable
@@ -26,7 +27,9 @@ __all__ = ["Answers", "Wanted", "answers_of", "compare", "variant_figures"]
 Answers = Callable[[Tensor, Tensor], Tensor]  # sound [B, N] and lengths [B] to probabilities [B, C]
 
 ALONE = (0.5, 0.73, 1.0, 2.0, 3.3, 5.0, 8.0, 13.0, 21.0, 29.0, 30.0)  # seconds
-TOGETHER = ((1.1, 0.5), (2.2, 2.2), (3.0, 0.9, 4.7), (0.6, 2.5, 1.7, 6.1), (1.3, 2.9, 0.8, 2.0, 3.6, 5.5, 4.1, 30.0))
+TOGETHER = (
+    (1.1, 0.5), (2.2, 2.2), (3.0, 0.9, 4.7), (0.6, 2.5, 1.7, 6.1), (1.3, 2.9, 0.8, 2.0, 3.6, 5.5, 4.1, 29.0), (30.0, 1.0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,43 @@ def compare(answer: Answers, wanted: Wanted, longest: int, alone: bool = False) 
         longest: samples that the format takes; longer clips are passed over.
         alone: passes over batches of several, too.
     """
-    worst, where, clips = 0.0, "", 0
+    worst, where, sizes = 0.0, "", []
     for (sound, lengths), expected in zip(wanted.inputs, wanted.answers, strict=True):
         if int(lengths.max()) > longest or (alone and len(lengths) > 1):
             continue
         given = answer(sound, lengths)
-        clips += len(lengths)
+        sizes.append(len(lengths))
         differences = (given - expected).abs().amax(1)
         row = int(differences.nan_to_num(torch.inf).argmax())
         if not where or not float(differences[row]) <= worst:
             worst = float(differences[row])
             where = f"a clip of {int(lengths[row]) / SAMPLE_RATE:g} s in a batch of {len(lengths)}"
-    return {"largest_difference": worst, "where": where, "clips": clips, "longest_seconds": longest / SAMPLE_RATE}
+    seconds = longest / SAMPLE_RATE
+    return {"largest_difference": worst, "where": where, "batches_of": sizes, "longest_seconds": seconds}
+
+
+@torch.no_grad()
+def compare_known(model: Any, pipeline: Pipeline, wanted: Wanted, alone: bool = False) -> dict[str, Any]:
+    """Return the largest differences where the speakers are known: in probability, and of what clips tell of them.
+
+    Args:
+        model: TorchScript with the methods ``known`` and ``moments`` of a pipeline.
+        pipeline: of the run.
+        wanted: its batches.
+        alone: passes over batches of several.
+    """
+    known, told = torch.zeros(()), torch.zeros(())  # tensors: their maximum lets no NaN pass
+    for sound, lengths in wanted.inputs:
+        if alone and len(lengths) > 1:
+            continue
+        ours, theirs = pipeline.moments(sound, lengths), model.moments(sound, lengths)
+        for own, other in zip(ours, theirs, strict=True):
+            told = told.maximum((own - other).abs().max() / own.abs().max().clamp_min(1))
+        _, mean, _ = ours
+        speaker = torch.full((len(lengths),), 3.0), mean + 0.1, torch.ones_like(mean)
+        difference = model.known(sound, lengths, *speaker) - pipeline.known(sound, lengths, *speaker)
+        known = known.maximum(difference.abs().max())
+    return {"largest_difference_known": float(known), "largest_difference_moments": float(told)}
 
 
 @torch.no_grad()
@@ -110,7 +138,7 @@ def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: 
     answers: list[tuple[int, int]] = []
     try:
         for clip in progress_bar(clips, "validation", len(clips), shown=shown):
-            sound = torch.from_numpy(audio.read(protocol.table.sound(clip)))[None, : 30 * SAMPLE_RATE]
+            sound = torch.from_numpy(audio.read(protocol.table.sound(clip)))[None, :MOST_SAMPLES]
             lengths = torch.tensor([sound.shape[1]])
             answers.append((int(pipeline(sound, lengths).argmax()), int(answer(sound, lengths).argmax())))
     except UserError as error:

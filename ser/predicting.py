@@ -2,21 +2,23 @@
 
 import argparse
 import glob
+import io
 import json
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ser.errors import EXIT_USER, UserError
-from ser.files import read_csv
+from ser.files import read_csv, write_atomically
+from ser.responses import FORMATS, responses
 
 __all__ = ["add_commands"]
-
-FORMATS = ("table", "jsonl", "csv", "audacity")
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +35,9 @@ def add_commands(commands: Any) -> None:
         help="sound that libsndfile reads, a folder of it, a pattern in quotes, a .csv with the column path and "
         "perhaps speaker, or - for sound on standard input",
     )  # fmt: skip
-    predict_parser.add_argument("--format", choices=FORMATS, help="default: table on a terminal, jsonl elsewhere")
+    predict_parser.add_argument(
+        "--format", choices=tuple(FORMATS), help="default: table on a terminal, jsonl elsewhere"
+    )
     predict_parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
     predict_parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="no label below it")
     predict_parser.add_argument("--window", type=float, metavar="SECONDS", help="a timeline: answer windows so long")
@@ -87,8 +91,14 @@ def predict(arguments: argparse.Namespace) -> int:
         if form == "audacity" and len(items) > 1:
             raise UserError(f"--format audacity labels one recording, not {len(items)}; call it once for each")
         model = loaded(arguments)
-        from ser.responses import responses
-
+        if arguments.window is not None:
+            model.check_windows(arguments.window, arguments.window if arguments.hop is None else arguments.hop)
+        if not model.by_speaker and not arguments.speaker and any(item.speaker for item in items):
+            print("speakers of the table are not used: this model does not normalise by speaker", file=sys.stderr)
+            items = [replace(item, speaker="") for item in items]
+        if arguments.window is not None:
+            for name in sorted({item.speaker for item in items if item.speaker}):
+                model.known(name)
         failures: list[str] = []
 
         def failed(item: Any, error: UserError) -> None:
@@ -98,15 +108,31 @@ def predict(arguments: argparse.Namespace) -> int:
         answers = answered(model, items, arguments, failed)
         lines = responses(answers, model.labels, form)
         if arguments.output is None:
+            # A name that is not UTF-8 is printed as it lies on the disk.
+            sys.stdout.reconfigure(errors="surrogateescape") if isinstance(sys.stdout, io.TextIOWrapper) else None
             for line in lines:
                 print(line, flush=True)
         else:
-            from ser.files import write_atomically
-
-            write_atomically(arguments.output, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+            write_lines(arguments.output, lines, lambda: len(failures) == len(items))
     if failures and len(items) > 1:
         print(f"{len(failures)} of {len(items)} files were not answered", file=sys.stderr)
     return EXIT_USER if failures else 0
+
+
+def write_lines(path: Path, lines: Iterable[str], nothing: Callable[[], bool]) -> None:
+    """Write lines, whole or not at all; and not where it turns out after the last that ``nothing`` is in them."""
+
+    def write(file: IO[bytes]) -> None:
+        file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)
+        if nothing():
+            raise NothingAnswered
+
+    with suppress(NothingAnswered):
+        write_atomically(path, write)
+
+
+class NothingAnswered(Exception):
+    """No file was answered."""
 
 
 def answered(model: Any, items: list[Any], arguments: argparse.Namespace, failed: Any) -> Iterator[Any]:
@@ -137,6 +163,10 @@ def enrol(arguments: argparse.Namespace) -> int:
     """Take files into a speaker's statistics."""
     with ExitStack() as stack:
         items = found(arguments.files, "", stack)
+        if others := sorted({item.speaker for item in items} - {"", arguments.name}):
+            raise UserError(
+                f"the table's speaker {others[0]} is not {arguments.name}; enrol each with a table of its own"
+            )
         model = loaded(arguments)
         clips = model.enrol(arguments.name, items)
     print(f"{arguments.name}: {clips} clips known, in {model.enrolment.path(arguments.name)}")
@@ -182,6 +212,8 @@ def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:
     items: list[Item] = []
     for name in names:
         path = Path(name)
+        if len(os.fsencode(name)) > 4000 or max(map(len, map(os.fsencode, path.parts)), default=0) > 255:
+            raise UserError(f"{name[:60]}...: too long for the name of a file")
         if name == "-":
             copy = tempfile.NamedTemporaryFile(prefix="ser-", suffix=".sound")  # noqa: SIM115 - the stack closes it
             stack.enter_context(copy)

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from ser.artefact import INDEX, check_index, checked_file, checksum, read_index
-from ser.errors import UserError
+from ser.errors import UserError, some
 from ser.files import read_json, write_atomically
 
 __all__ = ["fetch", "publish"]
@@ -39,6 +39,9 @@ def publish(folder: Path, url: str, overwrite: bool = False) -> list[str]:
     Raises:
         UserError: a damaged export, a target that cannot be written, or another version there.
     """
+    if "://" not in url:
+        raise UserError(f"{url}: expected an address such as s3://bucket/name, hf://user/name or file:///path")
+    check_address(url)
     index = read_index(folder)
     files = sorted(index["files"])
     for name in files:
@@ -87,19 +90,27 @@ def pointer(pin: str) -> bytes:
 
 def to_hub(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: bool) -> list[str]:
     """Upload to a repository of the hub in one commit, with the model card as its README."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, repository = HfApi(), hub_repository(url)
     try:
         api.create_repo(repository, exist_ok=True)
-        if api.file_exists(repository, INDEX):
-            current = checksum(Path(api.hf_hub_download(repository, INDEX)))
-            if current != pin and not overwrite:
-                raise different(url, current[:VERSION])
-        operations = [CommitOperationAdd(name, str(folder / name)) for name in [*files, INDEX]]
+        parent = api.repo_info(repository).sha
+        there = set(api.list_repo_files(repository, revision=parent)) - {".gitattributes"}
+        ours: set[str] = set()
+        if INDEX in there:
+            current = Path(api.hf_hub_download(repository, INDEX, revision=parent))
+            if checksum(current) != pin and not overwrite:
+                raise different(url, checksum(current)[:VERSION])
+            ours = set(check_index(f"{shown(url)}/{INDEX}", read_json(current))["files"])
+        elif there and not overwrite:
+            raise UserError(f"{url}: holds files of something else ({some(sorted(there))}); choose another repository")
+        operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in [*files, INDEX]]
         if CARD in files:
             operations.append(CommitOperationAdd("README.md", str(folder / CARD)))
-        api.create_commit(repository, operations, commit_message=f"ser export {pin[:VERSION]}")
+        operations += [CommitOperationDelete(name) for name in sorted((ours & there) - set(files))]
+        message = f"ser export {pin[:VERSION]}"
+        api.create_commit(repository, operations, commit_message=message, parent_commit=parent)
     except UserError:
         raise
     except Exception as error:
@@ -123,11 +134,12 @@ def fetch(url: str, files: Sequence[str], sha256: str = "", revision: str = "") 
         raise UserError(f"--revision is of hf://, not of {shown(url)}; pin it with --sha256")
     if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise UserError(f"--sha256 is '{sha256}'; expected the 64 hexadecimal digits that ser info prints")
+    check_address(url)
     cache = cache_folder()
-    if sha256 and all((cache / sha256 / name).is_file() for name in [INDEX, *files]):
-        return cache / sha256  # seen to be whole when it is loaded
+    if sha256 and is_pinned(cache / sha256, sha256, files):
+        return cache / sha256
     read = hub_reader(url, revision) if is_hub(url) else store_reader(url, sha256)
-    content = read(INDEX, "")
+    content = read(INDEX)
     fresh = cache / f".fetch.{os.getpid()}"
     try:
         write_atomically(fresh / INDEX, partial(write, content=content))
@@ -140,7 +152,7 @@ def fetch(url: str, files: Sequence[str], sha256: str = "", revision: str = "") 
             if name not in index["files"]:
                 raise UserError(f"{shown(url)}: holds no {name}; it has {', '.join(sorted(index['files']))}")
             if not is_whole(folder, index, name):
-                data = read(name, index["files"][name]["sha256"])
+                data = read(name)
                 write_atomically(folder / name, partial(write, content=data))
                 checked_file(folder, index, name)
         write_atomically(folder / INDEX, partial(write, content=content))
@@ -163,7 +175,15 @@ def is_whole(folder: Path, index: dict[str, Any], name: str) -> bool:
     return True
 
 
-def store_reader(url: str, sha256: str) -> Any:
+def is_pinned(folder: Path, sha256: str, files: Sequence[str]) -> bool:
+    """Say whether the cache holds the pinned version, its index and the files that are needed, all whole."""
+    if not (folder / INDEX).is_file() or checksum(folder / INDEX) != sha256:
+        return False
+    index = read_index(folder)
+    return all(is_whole(folder, index, name) for name in files)
+
+
+def store_reader(url: str, sha256: str) -> Callable[[str], bytes]:
     """Return what reads a file of the current version, or of the pinned one, from an fsspec target."""
     store, root = opened(url)
 
@@ -175,8 +195,14 @@ def store_reader(url: str, sha256: str) -> Any:
         except Exception as error:
             raise unreachable(url, error) from error
 
+    def exists(path: str) -> bool:
+        try:
+            return store.exists(path)
+        except Exception as error:
+            raise unreachable(url, error) from error
+
     at = f"{sha256[:VERSION]}/"
-    if not sha256:
+    if not sha256 or not exists(f"{root}/{at}{INDEX}"):
         found = content(f"{root}/{INDEX}")
         try:
             at = json.loads(found).get("at", "")
@@ -184,18 +210,22 @@ def store_reader(url: str, sha256: str) -> Any:
             raise UserError(f"{shown(url)}/{INDEX}: not the index of a published model") from error
         if not re.fullmatch(rf"([0-9a-f]{{{VERSION}}}/)?", at):
             raise UserError(f"{shown(url)}/{INDEX}: not the index of a published model")
-    return lambda name, _: content(f"{root}/{at}{name}")
+    return lambda name: content(f"{root}/{at}{name}")
 
 
-def hub_reader(url: str, revision: str) -> Any:
-    """Return what reads a file of a repository of the hub."""
-    from huggingface_hub import hf_hub_download
+def hub_reader(url: str, revision: str) -> Callable[[str], bytes]:
+    """Return what reads a file of a repository of the hub, all of one commit."""
+    from huggingface_hub import HfApi
 
-    repository = hub_repository(url)
+    api, repository = HfApi(), hub_repository(url)
+    try:
+        commit = api.repo_info(repository, revision=revision or None).sha
+    except Exception as error:
+        raise unreachable(url, error) from error
 
-    def read(name: str, _: str) -> bytes:
+    def read(name: str) -> bytes:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision or None)).read_bytes()
+            return Path(api.hf_hub_download(repository, name, revision=commit)).read_bytes()
         except Exception as error:
             raise unreachable(url, error) from error
 
@@ -229,9 +259,18 @@ def hub_repository(url: str) -> str:
     return name
 
 
+def check_address(url: str) -> None:
+    """Raise a UserError for a URL with credentials in it: they would end in histories and logs."""
+    if "@" in url and not is_hub(url):
+        raise UserError(
+            f"{shown(url)}: an address must not hold credentials (nor '@'); leave them to the client of the storage: "
+            "its environment variables or its file"
+        )
+
+
 def shown(url: str) -> str:
     """Return a URL without what may be a password in it, and without a slash at its end."""
-    return re.sub(r"://[^/@]*@", "://", url).partition("?")[0].rstrip("/")
+    return re.sub(r"://.*@", "://", url).partition("?")[0].rstrip("/")
 
 
 def different(url: str, current: str) -> UserError:

@@ -1,11 +1,15 @@
 """Predictions as text: a table for people, JSON lines, CSV, or the labels of an Audacity track."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ser.inference import Prediction
+if TYPE_CHECKING:  # only names: listing the formats costs no torch
+    from ser.inference import Prediction
 
 __all__ = ["FORMATS", "responses"]
 

@@ -1,5 +1,7 @@
 """Speakers that a model knows: statistics equal to those of all clips at once, kept safely, of one model alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,13 @@ def test_what_is_kept_is_read_back_and_added_to(tmp_path):
     assert known.names == ["anna"]
     np.testing.assert_allclose(again.mean, whole.mean)
     np.testing.assert_allclose(again.squares, whole.squares)
+
+
+def test_two_that_add_at_once_lose_nothing(tmp_path):
+    clips = [moments(np.random.default_rng(seed).normal(size=(5, 3))) for seed in range(40)]
+    with ThreadPoolExecutor(8) as many:
+        list(many.map(lambda clip: Enrolment(ME, tmp_path).add("anna", [clip]), clips))
+    assert Enrolment(ME, tmp_path).read("anna").clips == 40
 
 
 def test_speakers_of_another_model_are_not_seen_and_not_believed(tmp_path):

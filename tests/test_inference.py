@@ -12,7 +12,6 @@ import ser
 from ser import audio, exporting, inference, runs
 from ser.artefact import INDEX, checksum
 from ser.errors import UserError
-from ser.evaluating import evaluate
 from ser.inference import Item, Prediction, load
 from ser.metadata import read_table
 from ser.predictions import read_predictions
@@ -88,6 +87,7 @@ def test_below_the_threshold_there_is_no_label(model, clips):
 def test_a_run_answers_as_its_export(model, clips):
     run = load("small")
     assert (run.labels, run.by_speaker) == (model.labels, model.by_speaker)
+    assert run.enrolment.identity == model.enrolment.identity
     np.testing.assert_allclose(probabilities(run.predict(clips[3])), probabilities(model.predict(clips[3])), atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_windows_out_of_range_are_refused(model, clips, window, hop):
 
 def test_speakers_who_are_known_are_normalised_as_in_evaluation(model, delivered):
     """All clips of a part, enrolled, give the predictions of ``just eval``."""
-    folder, _ = evaluate("small", "val", progress=False)
+    (folder,) = (delivered / "outputs/small/eval").iterdir()
     wanted = read_predictions(folder / "predictions.csv").tempered(runs.trained("small").temperature)
     table = read_table("demo")
     clips = {clip.clip: clip for clip in table.clips}
@@ -236,7 +236,7 @@ def test_what_is_no_model_is_said_plainly(export, delivered, monkeypatch):
     (export / INDEX).unlink()
     with pytest.raises(UserError, match=f"lacks {INDEX}"):
         load(export)
-    with pytest.raises(UserError, match="loaded on quantum"):
+    with pytest.raises(UserError, match="device 'quantum' is not at hand"):
         load(delivered / "outputs/small/export", device="quantum")
 
 
@@ -276,11 +276,57 @@ def test_each_broken_sound_is_named_and_the_others_are_answered(model, tmp_path)
             model.predict(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["empty.wav", "nan.wav", "cut.wav", "text.wav", "gone.wav"])
+@pytest.mark.parametrize("name", ["empty.wav", "short.wav", "nan.wav", "cut.wav", "text.wav", "gone.wav"])
 def test_a_broken_recording_has_no_timeline(model, tmp_path, name):
     bad_sounds(tmp_path)
     with pytest.raises(UserError):
         list(model.timeline(Item(tmp_path / name, name), 0.5, 0.5))
+
+
+def test_the_timeline_of_a_cut_mp3_ends_where_its_sound_ends(model, clips, tmp_path):
+    import soundfile
+
+    sound = np.resize(np.concatenate([audio.read(path) for path in clips[:8]]), 10 * 16_000)
+    soundfile.write(tmp_path / "whole.mp3", sound, 16_000)
+    content = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 2])
+    heard = len(audio.read(tmp_path / "cut.mp3")) / 16_000
+    assert 3 < heard < 7
+    answers = list(model.timeline(Item(tmp_path / "cut.mp3", "cut"), 1.0, 1.0))
+    assert answers[-1].end == pytest.approx(heard, abs=0.05)
+    assert len({tuple(answer.probabilities.values()) for answer in answers}) == len(answers)
+
+
+def test_a_recording_cut_short_is_an_error_after_what_was_heard(model, clips, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "whole.flac", np.random.default_rng(0).normal(size=64_000) / 9, 16_000)
+    content = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"^cut: (truncated|the sound is damaged)"):
+        list(model.timeline(Item(tmp_path / "cut.flac", "cut"), 0.5, 0.5))
+
+
+def test_sound_from_a_pipe_may_announce_more_than_it_has(model, tmp_path):
+    audio.write(tmp_path / "pipe.wav", np.sin(np.arange(16_000) / 9) * 0.3)
+    content = bytearray((tmp_path / "pipe.wav").read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = (0x7FFFF000).to_bytes(4, "little")
+    (tmp_path / "pipe.wav").write_bytes(content)
+    assert model.predict(tmp_path / "pipe.wav").end == 1.0
+
+
+def test_whole_numbers_fill_their_type(model, clips):
+    sound = audio.read(clips[0])
+    whole = np.round(sound * 32_768).clip(-32_768, 32_767).astype(np.int16)
+    np.testing.assert_allclose(
+        probabilities(model.predict(whole)), probabilities(model.predict(whole / 32_768)), atol=1e-6
+    )
+    assert model.predict(sound[::-1]).label
+    assert model.predict(torch.from_numpy(sound).requires_grad_()).label == model.predict(sound).label
+    for rate in (0, -1, 16_000.5):
+        with pytest.raises(UserError, match="sample_rate is"):
+            model.predict(sound, sample_rate=rate)
 
 
 def test_ten_hours_are_refused_by_their_header_alone(model, tmp_path, monkeypatch):

@@ -160,6 +160,16 @@ def test_whispers_mel_of_a_clip_is_the_same_alone_and_in_a_batch(whisper, length
         assert not row[count:].any()
 
 
+@pytest.mark.parametrize("milliseconds", [23.2, 25.0, 31.9, 40.0])
+def test_any_window_gives_what_torchaudio_gives(milliseconds):
+    ours = LogMel(40, window_ms=milliseconds, floor=1e-7)
+    size = max(512, 1 << (ours.window - 1).bit_length())
+    theirs = MelSpectrogram(16_000, size, ours.window, 160, n_mels=40, pad_mode="constant")
+    sound = speech(9000)
+    wanted = theirs(sound).clamp_min(1e-7).log().T
+    torch.testing.assert_close(ours(sound[None], torch.tensor([9000]))[0][0], wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_whispers_mel_does_not_depend_on_room_beyond_the_longest_clip():
     mel = WhisperMel()
     clips = torch.stack([speech(5000), speech(5000, seed=2)])

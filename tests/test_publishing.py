@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from conftest import PROJECT, command, one_error_line
 
-from ser import publishing
+from ser import exporting, publishing
 from ser.artefact import INDEX, checksum
 from ser.errors import UserError
 from ser.inference import load
@@ -210,27 +211,39 @@ def test_a_place_that_holds_something_else_is_left_alone(export, tmp_path):
 
 
 class Hub:
-    """Stands for the Hugging Face Hub: repositories as folders, commits as whole copies."""
+    """Stands for the Hugging Face Hub: repositories as folders, commits as numbered whole copies."""
 
     def __init__(self, root: Path):
         self.root = root
 
     def create_repo(self, repository, exist_ok):
-        (self.root / repository).mkdir(parents=True, exist_ok=exist_ok)
+        (self.root / repository / "0").mkdir(parents=True, exist_ok=exist_ok)
 
-    def file_exists(self, repository, name):
-        return (self.root / repository / name).is_file()
+    def head(self, repository: str) -> Path:
+        """Return the folder of the newest commit."""
+        if not (self.root / repository).is_dir():
+            raise FileNotFoundError(f"404 Client Error: https://hub.example/signed?token={SECRET}")
+        return max((self.root / repository).iterdir(), key=lambda path: int(path.name))
 
-    def hf_hub_download(self, repository, name, revision=None):
-        path = self.root / repository / (revision or "") / name
-        if not path.is_file():
-            raise FileNotFoundError(f"404 Client Error: {name} at https://hub.example/signed?token={SECRET}")
-        return str(path)
+    def repo_info(self, repository, revision=None):
+        return SimpleNamespace(sha=revision or self.head(repository).name)
 
-    def create_commit(self, repository, operations, commit_message):
+    def list_repo_files(self, repository, revision):
+        return [path.name for path in (self.root / repository / revision).iterdir()]
+
+    def hf_hub_download(self, repository, name, revision):
+        return str(self.root / repository / revision / name)
+
+    def create_commit(self, repository, operations, commit_message, parent_commit):
         assert commit_message.startswith("ser export ")
+        assert parent_commit == self.head(repository).name
+        folder = self.root / repository / str(int(parent_commit) + 1)
+        shutil.copytree(self.head(repository), folder)
         for operation in operations:
-            shutil.copy(operation.path_or_fileobj, self.root / repository / operation.path_in_repo)
+            if type(operation).__name__ == "CommitOperationDelete":
+                (folder / operation.path_in_repo).unlink()
+            else:
+                shutil.copy(operation.path_or_fileobj, folder / operation.path_in_repo)
 
 
 @pytest.fixture
@@ -239,23 +252,34 @@ def hub(tmp_path, monkeypatch) -> Hub:
 
     made = Hub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", made.hf_hub_download)
     return made
 
 
 def test_the_hub_gets_one_commit_with_the_card_as_its_readme(export, hub):
     publishing.publish(export, "hf://me/small")
-    folder = hub.root / "me/small"
+    folder = hub.head("me/small")
     assert {path.name for path in folder.iterdir()} == {"README.md"} | {path.name for path in export.iterdir()}
     assert (folder / "README.md").read_text().startswith("---\nlicense:")
-    assert load("hf://me/small").sha256 == checksum(export / INDEX)
-    shutil.copytree(folder, folder / "v1")
-    assert load("hf://me/small", revision="v1").sha256 == checksum(export / INDEX)
+    first = checksum(export / INDEX)
+    assert load("hf://me/small").sha256 == first
     changed(export)
+    index = json.loads((export / INDEX).read_text())
+    del index["files"]["parity.json"]
+    (export / INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match="holds another version"):
         publishing.publish(export, "hf://me/small")
     publishing.publish(export, "hf://me/small", overwrite=True)
     assert load("hf://me/small").index["run"] == "another"
+    assert not (hub.head("me/small") / "parity.json").exists(), "what the version before had, and this one has not"
+    assert load("hf://me/small", revision="1").sha256 == first
+
+
+def test_a_repository_of_something_else_is_left_alone(export, hub):
+    hub.create_repo("me/mine", exist_ok=True)
+    (hub.head("me/mine") / "README.md").write_text("my own model")
+    with pytest.raises(UserError, match=r"hf://me/mine: holds files of something else \(README.md\)"):
+        publishing.publish(export, "hf://me/mine")
+    assert (hub.head("me/mine") / "README.md").read_text() == "my own model"
 
 
 def test_what_the_hub_lacks_is_one_line(export, hub):
@@ -269,12 +293,47 @@ def test_what_the_hub_lacks_is_one_line(export, hub):
 @pytest.mark.parametrize(
     ("url", "plain"),
     [
-        ("s3://key:secret@bucket/x/", "s3://bucket/x"), ("https://a.example/m?X-Amz-Signature=1", "https://a.example/m"),
+        ("s3://key:sec/ret@bucket/x/", "s3://bucket/x"), ("https://a.example/m?X-Amz-Signature=1", "https://a.example/m"),
         ("hf://me/small", "hf://me/small"),
     ],
 )  # fmt: skip
 def test_addresses_are_shown_without_passwords(url, plain):
     assert publishing.shown(url) == plain
+
+
+def test_an_address_with_credentials_or_without_a_scheme_is_refused(export, tmp_path):
+    url = f"s3://AKIDEXAMPLE:{SECRET}/+@bucket/x"
+    for use in (lambda: publishing.publish(export, url), lambda: load(url)):
+        with pytest.raises(UserError, match="must not hold credentials") as error:
+            use()
+        assert SECRET not in str(error.value)
+    with pytest.raises(UserError, match="expected an address such as"):
+        publishing.publish(export, str(tmp_path / "shelf"))
+
+
+def test_a_pinned_version_in_a_damaged_cache_is_fetched_again(export, tmp_path):
+    url, pin = f"file://{tmp_path}/shelf", checksum(export / INDEX)
+    publishing.publish(export, url)
+    load(url, sha256=pin)
+    for name in (INDEX, "model.ts"):
+        (publishing.cache_folder() / pin / name).write_text("spoiled")
+        assert load(url, sha256=pin).sha256 == pin
+    plain = f"file://{export}"
+    shutil.rmtree(publishing.cache_folder())
+    assert load(plain, sha256=pin).sha256 == pin, "an export that was uploaded by hand"
+
+
+def test_an_export_is_made_anew_where_the_run_was_scored_since(delivered, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "outputs").mkdir(parents=True)
+    (home / "data").symlink_to(delivered / "data")
+    run = Path(shutil.copytree(delivered / "outputs/small", home / "outputs/small"))
+    monkeypatch.setenv("SER_HOME", str(home))
+    monkeypatch.setattr(exporting, "export", lambda name: ("made anew", {}))
+    assert exporting.exported("small") == run / "export"
+    later = (run / "export" / INDEX).stat().st_mtime + 5
+    os.utime(next(run.glob("eval/*/metrics.json")), (later, later))
+    assert exporting.exported("small") == "made anew"
 
 
 def test_publishing_what_is_not_there_is_one_line(tmp_path):
