@@ -1,5 +1,6 @@
 """Any sound file to mono float32 at 16 kHz: soundfile reads, torchaudio resamples."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def header(path: Path) -> SoundInfo:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
             check_data_size(path, file.extra_info)
             return SoundInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.subtype)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
@@ -82,7 +83,7 @@ def windows(path: Path, window: float, hop: float) -> Iterator[tuple[float, np.n
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
             check_data_size(path, file.extra_info)
             rate, announced = file.samplerate, file.frames
             size, step = round(window * rate), max(1, round(hop * rate))
@@ -128,7 +129,7 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
             check_data_size(path, file.extra_info)
             announced, sample_rate, subtype = file.frames, file.samplerate, file.subtype
             sound = file.read(dtype="float32", always_2d=True)

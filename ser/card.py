@@ -188,8 +188,8 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     protocol = model.experiment.protocol
     lines = [
         "## Figures", "",
-        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {choice(model)} Intervals are 95 % percentiles over draws of speakers; they do not cover the variation "
-        "between training seeds.", "",
+        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {choice(model)} Intervals are 95 % "
+        "percentiles over draws of speakers; they do not cover the variation between training seeds.", "",
     ]  # fmt: skip
     if not scored:
         return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
