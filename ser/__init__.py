@@ -14,7 +14,7 @@ scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     reporting, augment_demo, probing, comparing, summary
 door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
-delivery  card, parity, exporting, publishing, inference, responses, predicting
+delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,
           crashing
 command   cli
@@ -29,9 +29,9 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``inference.load`` when it is first asked for."""
+    """Return ``loading.load`` when it is first asked for."""
     if name != "load":
         raise AttributeError(f"module 'ser' has no attribute '{name}'")
-    from ser.inference import load
+    from ser.loading import load
 
     return load

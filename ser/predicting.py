@@ -71,7 +71,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def loaded(arguments: argparse.Namespace) -> Any:
     """Return the ``inference.Predictor`` that the arguments name."""
-    from ser.inference import load
+    from ser.loading import load
 
     return load(
         arguments.model, variant=arguments.variant, device=arguments.device, sha256=arguments.sha256,

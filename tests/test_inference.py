@@ -12,7 +12,8 @@ import ser
 from ser import audio, exporting, inference, runs
 from ser.artefact import INDEX, checksum
 from ser.errors import UserError
-from ser.inference import Item, Prediction, load
+from ser.inference import Item, Prediction
+from ser.loading import load
 from ser.metadata import read_table
 from ser.predictions import read_predictions
 

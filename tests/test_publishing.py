@@ -18,7 +18,7 @@ from conftest import PROJECT, command, one_error_line
 from ser import exporting, publishing
 from ser.artefact import INDEX, checksum
 from ser.errors import UserError
-from ser.inference import load
+from ser.loading import load
 
 SECRET = "wJalrXUtnFEMI-not-a-real-secret"
 
