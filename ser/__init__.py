@@ -6,7 +6,7 @@ ground    annotations, errors, interrupts, files, progress, plots, pages
 basics    labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
-signal    mel, augment, augment_sound, augment_surroundings, augment_features
+signal    mel, augment, augment_sound, augment_surroundings, augment_features, copies
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline

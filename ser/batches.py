@@ -27,6 +27,7 @@ __all__ = [
     "SoundSource",
     "Source",
     "check_labels",
+    "joined",
     "one_hot",
     "open_source",
 ]
@@ -65,6 +66,22 @@ class Batch:
         speakers = None if self.speakers is None else self.speakers.to(device)
         inputs, lengths, targets = (value.to(device) for value in (self.inputs, self.lengths, self.targets))
         return Batch(inputs, lengths, targets, self.clips, speakers, self.guests)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches of whole inputs without time, such as statistics, as one."""
+    known = [batch.speakers for batch in batches if batch.speakers is not None]
+    speakers = None
+    if known:
+        columns = ([each.count for each in known], [each.mean for each in known], [each.std for each in known])
+        speakers = Speakers(*map(torch.cat, columns))
+    return Batch(
+        torch.cat([batch.inputs for batch in batches]),
+        torch.cat([batch.lengths for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        [clip for batch in batches for clip in batch.clips],
+        speakers,
+    )
 
 
 class Source(Protocol):

@@ -115,6 +115,11 @@ class Experiment:
         at_inputs = normalises_by_speaker(self.model) and self.model.speakers_at == "inputs"
         if at_inputs and not features.cached:
             raise UserError(f"{model}: normalisation by speaker reads stored features; set 'Features.cached = True'")
+        solved = isinstance(self.model, Solvable) and self.model.solves
+        if features.copies and not solved:
+            raise UserError(
+                f"encoder/copies are heard by a solver alone, but {model} is trained by steps; leave them out"
+            )
         masks = [type(op).__name__ for _, op in self.augment.of_kind("features")]
         if masks and self.model.takes != "frames":
             raise UserError(f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}")

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ser import audio
+from ser.copies import Altered
 from ser.errors import UserError
 from ser.files import corpus_folder, read_json
 from ser.interfaces import FrontEnd
@@ -29,9 +31,18 @@ class Features:
         front_end: sound to values.
         cached: read from the store. Operations on sound (noise, gain) need False.
         dtype: of the stored values, float16 or float32.
+        copies: alterations of sound that training hears beside each clip, each from a store of its own, such as
+            ``speed 0.9``; see ``copies.Altered``.
     """
 
-    def __init__(self, name: str, front_end: FrontEnd, cached: bool = True, dtype: str = "float16"):
+    def __init__(
+        self,
+        name: str,
+        front_end: FrontEnd,
+        cached: bool = True,
+        dtype: str = "float16",
+        copies: Sequence[str] = (),
+    ):
         if not name or Path(name).name != name:
             raise UserError(f"Features.name is '{name}'; expected the plain name of a folder")
         if dtype not in DTYPES:
@@ -42,6 +53,11 @@ class Features:
         self.front_end = front_end
         self.cached = cached
         self.dtype = dtype
+        if copies and not cached:
+            raise UserError("encoder/copies are of stored features; features from sound are altered by gin/augment/")
+        if len(set(copies)) != len(copies):
+            raise UserError(f"encoder/copies are {', '.join(copies)}; expected each once")
+        self.copies = [Features(name, Altered(front_end, how), True, dtype) for how in copies]
 
     @property
     def store(self) -> str:
@@ -70,8 +86,11 @@ class Features:
         return (inputs, lengths) if self.cached else self.front_end(inputs, lengths)
 
     def command(self, corpus: str) -> str:
-        """Return the command that extracts these features of a corpus."""
-        return f"just extract {corpus} {self.name}{self.front_end.options}"
+        """Return the command that extracts these features of a corpus, and its copies if it has or is one."""
+        fronts = [self.front_end, *(copy.front_end for copy in self.copies)]
+        hows = [f'"{front.how}"' for front in fronts if isinstance(front, Altered)]
+        copies = f" 'encoder/copies = [{', '.join(hows)}]'" if hows else ""
+        return f"just extract {corpus} {self.name}{self.front_end.options}{copies}"
 
 
 class FeatureStore:

@@ -32,7 +32,7 @@ def solve(
     """
     model = setup.model
     assert isinstance(model, Solvable)
-    train = setup.reader.whole(setup.train).to(setup.weights.device)
+    train = setup.everything(setup.train)
     best = model.strengths[0]
     for strength in progress_bar(model.strengths, "solve", len(model.strengths), "strength", progress):
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def solve(
             print(f"C {strength:<8g} validation UAR {figures['uar']:.3f}{'  best' if better else ''}")
     state.finished = True
     if model.refit:
-        both = setup.reader.whole([*setup.train, *setup.validation]).to(setup.weights.device)
+        both = setup.everything([*setup.train, *setup.validation])
         model.solve(both, setup.weights, best)
         save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ser import dist, evaluation
-from ser.batches import Batch, ClipReader, Joined, check_labels, open_source
+from ser.batches import Batch, ClipReader, Joined, check_labels, joined, open_source
 from ser.errors import UserError
 from ser.experiment import Experiment, Training
+from ser.features import Features
 from ser.interfaces import Classifier, Solvable
 from ser.layers import InputNorm, normalises_by_speaker
 from ser.losses import class_weights
@@ -31,6 +32,7 @@ class Setup:
     Attributes:
         train, validation: clips of the two parts.
         reader: of their inputs.
+        copies: readers of their altered copies, which training alone hears.
         model, optimizer: of the experiment.
         averaged: moving average of what the model learns, or None.
         weights, prior: of the classes in the training part, float [C].
@@ -41,6 +43,7 @@ class Setup:
     train: list[Clip]
     validation: list[Clip]
     reader: ClipReader
+    copies: list[ClipReader]
     model: Classifier
     optimizer: torch.optim.Optimizer
     averaged: Average | None
@@ -58,6 +61,11 @@ class Setup:
         """The clips whose labels the weights are made from."""
         both = isinstance(self.model, Solvable) and self.model.refit
         return [*self.train, *self.validation] if both else self.train
+
+    def everything(self, clips: Sequence[Clip]) -> Batch:
+        """Return clips and all their copies as one batch, on the device."""
+        readers = [self.reader, *self.copies]
+        return joined([reader.whole(clips) for reader in readers]).to(self.weights.device)
 
     def order(self, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch as rows of ``train``."""
@@ -132,7 +140,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     if device.type == "cpu":
         dist.keep_freed_memory()
     train, validation = protocol.part("train"), protocol.part("val")
-    reader = open_reader(experiment)
+    reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     check_labels([*train, *validation], reader.labels)
     experiment.features.front_end.to(device)
     if fresh:
@@ -146,6 +154,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         train,
         validation,
         reader,
+        copies,
         model,
         experiment.optimizer.build(model, model.lr_scales()),
         Average(model, decay) if decay else None,
@@ -156,10 +165,10 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     )
 
 
-def open_reader(experiment: Experiment) -> ClipReader:
-    """Return the reader of what the experiment's features are made from: the feature store, or sound."""
+def open_reader(experiment: Experiment, features: Features) -> ClipReader:
+    """Return the reader of what features are made from: the feature store, or sound."""
     protocol = experiment.protocol
-    sources = {corpus: open_source(experiment.features, table) for corpus, table in protocol.tables.items()}
+    sources = {corpus: open_source(features, table) for corpus, table in protocol.tables.items()}
     source = Joined(sources) if protocol.extra else sources[protocol.corpus]
     enrolled = None
     if normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs":
@@ -194,11 +203,12 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     effort = f"at most {steps} steps"
     if isinstance(model, Solvable) and model.solves:
         effort = f"solved for C of {', '.join(map(str, model.strengths))}"
+    copies = f" and {len(setup.copies)} copies of each" if setup.copies else ""
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     encoder = f", encoder {model.encoder.name}" if model.encoder is not None else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}{encoder}, on {dist.device()}\n"
-        f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers train, "
+        f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers{copies} train, "
         f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
         f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, {effort}"
     )

@@ -87,7 +87,7 @@ def sources(tmp_path_factory) -> dict:
 @pytest.fixture(scope="session")
 def delivered(prepared, tmp_path_factory) -> Path:
     """Return a home with a small run that normalises by speaker, scored on validation and exported."""
-    from ser import config, exporting, runs
+    from ser import config, exporting, parity, runs
     from ser.evaluating import evaluate
 
     home = tmp_path_factory.mktemp("delivered")
@@ -100,6 +100,8 @@ def delivered(prepared, tmp_path_factory) -> Path:
         evaluate(run.folder.name, "val", progress=False)
         quick = {name: exporting.FORMATS[name] for name in ("model.ts", "model_int8.ts")}
         patch.setattr(exporting, "FORMATS", quick)
+        patch.setattr(parity, "ALONE", (1.0,))
+        patch.setattr(parity, "TOGETHER", ((1.1, 0.5),))
         exporting.export(run.folder.name, progress=False)
     run.folder.rename(home / "outputs/small")
     return home

@@ -18,10 +18,12 @@ def main() -> None:
     from ser.features import store_folder
 
     features = config.load_features(arguments.features, arguments.overrides)
-    counts = extract(metadata.read_table(arguments.corpus, check_files=True), features)
-    done = ", ".join(f"{count} {what}" for what, count in counts.items())
-    if dist.is_main():
-        print(f"{store_folder(arguments.corpus, features)}: {done}")
+    table = metadata.read_table(arguments.corpus, check_files=True)
+    for each in [features, *features.copies]:
+        counts = extract(table, each)
+        done = ", ".join(f"{count} {what}" for what, count in counts.items())
+        if dist.is_main():
+            print(f"{store_folder(arguments.corpus, each)}: {done}")
 
 
 if __name__ == "__main__":
