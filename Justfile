@@ -79,6 +79,12 @@ doctor: _install
 demo: _install
     @'{{ tools }}/demo.sh' '{{ just_executable() }}' '{{ justfile() }}'
 
+# the best model of ravdess or crema_d so far, from raw recordings to figures, report and export: just raw=PATH results ravdess
+[group('the whole job')]
+[no-cd]
+results CORPUS: _install
+    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1"
+
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
 [no-cd]

@@ -18,7 +18,7 @@ ARGUMENTS = {
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
     "cross": ["last", "demo"], "compare": ["last", "last"], "robustness": ["last"],
     "ensemble": ["last", "last"], "report": ["last"], "augment-demo": [], "bench": ["startup"],
-    "probe": ["ravdess", "whisper_tiny_en"], "export": ["last"], "predict": ["last", "a.wav"],
+    "probe": ["ravdess", "whisper_tiny_en"], "results": ["ravdess"], "export": ["last"], "predict": ["last", "a.wav"],
     "publish": ["last", "file:///tmp/x"],
 }  # fmt: skip
 

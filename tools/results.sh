@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The best model of a corpus so far, from raw recordings to figures, report and export; RESULTS.md says what to expect.
+set -euo pipefail
+just=$1 justfile=$2 corpus=$3
+copies='encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
+
+run() {
+    printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
+    "$just" --justfile "$justfile" "$@"
+}
+
+case $corpus in
+ravdess | crema_d) ;;
+*)
+    echo "error: no results of '$corpus' are published; known: crema_d, ravdess" >&2
+    exit 2
+    ;;
+esac
+
+run prepare "$corpus"
+run extract "$corpus" whisper_tiny_en "$copies"
+run train "${corpus}_stats_probe_copies"
+if [ "$corpus" = ravdess ]; then
+    run eval last
+else
+    run part=val eval last
+    run part=val robustness last
+fi
+run report last
+run export last
+if [ "$corpus" = ravdess ]; then
+    run cv ravdess_stats_probe_copies
+    run cv ravdess_stats_probe_copies 'stats/normalisation = "speaker"'
+else
+    run train crema_d_stats_probe_copies 'stats/normalisation = "speaker"'
+    run part=val eval last
+fi
+run summary
