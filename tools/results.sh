@@ -18,11 +18,13 @@ ravdess | crema_d) ;;
 esac
 
 run prepare "$corpus"
-run extract "$corpus" whisper_tiny_en "$copies"
-run train "${corpus}_stats_probe_copies"
 if [ "$corpus" = ravdess ]; then
+    run extract ravdess whisper_tiny_en "$copies"
+    run train ravdess_stats_probe_copies
     run eval last
 else
+    run extract crema_d whisper_tiny_en
+    run train crema_d_stats_probe
     run part=val eval last
     run part=val robustness last
 fi
@@ -30,9 +32,9 @@ run report last
 run export last
 if [ "$corpus" = ravdess ]; then
     run cv ravdess_stats_probe_copies
-    run cv ravdess_stats_probe_copies 'stats/normalisation = "speaker"'
+    run cv ravdess_stats_probe 'stats/normalisation = "speaker"'
 else
-    run train crema_d_stats_probe_copies 'stats/normalisation = "speaker"'
+    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
     run part=val eval last
 fi
 run summary
