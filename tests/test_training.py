@@ -39,7 +39,10 @@ def test_every_experiment_file_builds_and_runs_a_step(experiment, encoded, train
     kept = ("track/", "Tracking", *(["ecapa/"] if "_ecapa" in experiment else []))
     small = [override for override in SMALL if override.startswith(kept)] + ["train/batch_size = 4", *whole]
     small += instead(experiment, trained_home)
+    small += ["encoder/copies = ['gain 1']"] if experiment.endswith("_copies") else []
     built = config.build(config.load(experiment, small))
+    for copy in built.features.copies:
+        extract(read_table(built.protocol.corpus), copy, progress=False)
     if built.features.cached and "_hubert_attn" in experiment:
         extract(read_table(built.protocol.corpus), built.features, progress=False)
     training.dry_run(built, steps=1)
