@@ -1,6 +1,5 @@
 """``just bench inference``: delivered models against transformers' pipeline of the same shapes; random weights."""
 
-import os
 import statistics
 import subprocess
 import sys
@@ -188,7 +187,7 @@ def peak_of(model: Path, recording: Path, seconds: float) -> float:
     command: Sequence[str] = [sys.executable, "-c", PEAK, "predict", str(model), str(recording), "--window", "3"]
     peaks = []
     for _ in range(3 if seconds <= MINUTE else 1):
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ))
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(float(done.stderr.splitlines()[-1]))
     return statistics.median(peaks)
 

@@ -10,13 +10,14 @@ from typing import Any
 from ser import __version__
 from ser.errors import UserError
 from ser.evaluating import made_with
-from ser.files import PROJECT, read_csv, read_json
+from ser.files import read_csv, read_json
 from ser.interfaces import Solvable
-from ser.reporting import TITLES, gap_text, with_interval
+from ser.reporting import TITLES, corpus_says, estimate, gap_text, licence_of, with_interval
+from ser.robustness import estimate_of, shown_value
 from ser.runs import Trained
 from ser.subgroups import COLUMNS
 
-__all__ = ["facts_of", "model_card"]
+__all__ = ["model_card"]
 
 # Names of licences as the hub knows them; the weights are passed on under the terms of what they were trained on.
 LICENCES = {"crema_d": "odbl", "ravdess": "cc-by-nc-sa-4.0", "demo": "mit"}
@@ -35,8 +36,7 @@ def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
     sections = [
         front_matter(model, scored), title(model, trained), usage(model), data(model), figures(model, scored),
         groups(scored, model.experiment.protocol.corpus), calibration(scored), robustness(model),
-        uses(model), contamination(model), formats(parity),
-        citations(model),
+        uses(model), contamination(model), formats(parity), citations(model),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -114,10 +114,8 @@ def title(model: Trained, trained: int) -> str:
 
 def facts_of(model: Trained) -> dict[str, Any]:
     """Return source and revision of the pretrained encoder, inside the model or before it; empty without one."""
-    inside, pretrained = (
-        model.experiment.model.encoder,
-        getattr(model.experiment.features.front_end, "pretrained", None),
-    )
+    inside = model.experiment.model.encoder
+    pretrained = getattr(model.experiment.features.front_end, "pretrained", None)
     if inside is not None:
         facts = inside.facts
     else:
@@ -130,9 +128,9 @@ def facts_of(model: Trained) -> dict[str, Any]:
 def started_from(model: Trained) -> str:
     """Return the pretrained weights that the model began with or listens through; empty where there are none."""
     if facts := facts_of(model):
-        return f"The encoder {facts['source']}"
+        return f"the encoder {facts['source']}"
     if start := getattr(model.experiment.model, "start", ""):
-        return f"The speaker model {Path(start).name if Path(start).is_absolute() else start}"
+        return f"the speaker model {Path(start).name if Path(start).is_absolute() else start}"
     return ""
 
 
@@ -159,10 +157,7 @@ def data(model: Trained) -> str:
     """Return what it was trained on, and what the licence of that forbids."""
     lines = ["## Data and licence", ""]
     for corpus in corpora(model):
-        licence = (
-            readme(corpus, "Licence:") or readme(corpus, "Terms:") or "not known here; ask who made the recordings"
-        )
-        lines.append(f"- {corpus}: {licence}")
+        lines.append(f"- {licence_of(corpus)}")
     lines += ["", "The weights hold what they learned from these recordings; use them within those terms."]
     if started := started_from(model):
         lines.append(
@@ -174,13 +169,6 @@ def data(model: Trained) -> str:
     if dropped := sorted(model.experiment.protocol.drop):
         lines.append(f"Left out of training and scoring: {', '.join(dropped)}.")
     return "\n".join(lines)
-
-
-def readme(corpus: str, what: str) -> str:
-    """Return the rest of the line of a corpus's README that holds ``what``; empty where there is none."""
-    path = PROJECT / "data" / corpus / "README.md"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.partition(what)[2].strip() for line in lines if what in line), "")
 
 
 def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
@@ -203,7 +191,7 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
         cells += [f"{metrics['n_clips']}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
     if reasons := sorted({metrics["ci95_reason"] for _, metrics in scored if metrics.get("ci95_reason")}):
-        lines += ["", *(f"No interval where {reason}" for reason in reasons)]
+        lines += ["", *(f"No interval: {reason}." for reason in reasons)]
     return "\n".join(lines)
 
 
@@ -221,17 +209,14 @@ def choice(model: Trained) -> str:
 def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
     """Return UAR by group on the model's own corpus, of the test part if it was scored, and the widest gaps."""
     for folder, metrics in sorted(scored, key=lambda each: each[1]["part"] != "test"):
-        if metrics["corpus"] != corpus:
-            continue
-        if not (folder / "subgroups.csv").is_file():
+        if metrics["corpus"] != corpus or not (folder / "subgroups.csv").is_file():
             continue
         rows = [row for _, row in read_csv(folder / "subgroups.csv", COLUMNS) if row["grouping"] != "speaker"]
         lines = ["## Subgroups", "", f"{protocol_of(metrics)}, {metrics['part']}.", "", "| by | group | clips | UAR |"]
         lines.append("|---|---|---|---|")
         for row in rows:
-            uar = f"{float(row['uar']):.3f}" if row["uar"] else "-"
-            if row["uar_low"]:
-                uar += f" [{float(row['uar_low']):.3f}, {float(row['uar_high']):.3f}]"
+            low, high = (float(row[name]) if row[name] else None for name in ("uar_low", "uar_high"))
+            uar = estimate(float(row["uar"]), (low, high)) if row["uar"] else "-"
             lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {uar} |")
         gaps = [f"{grouping}: {gap_text(gap)}." for grouping, gap in metrics["gaps"].items()]
         return "\n".join([*lines, "", *gaps]) if rows else ""
@@ -261,8 +246,8 @@ def robustness(model: Trained) -> str:
         lines = ["## Robustness", "", f"{path.parent.name}.", ""]
         lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]
         for row in made["rows"]:
-            value = "" if row["value"] is None else f"{row['value']} {row.get('unit') or ''}".strip()
-            lines.append(f"| {row['kind']} | {value} | {row['uar']:.3f} | {row['same_answers']:.2f} |")
+            uar = estimate_of(row, "uar")
+            lines.append(f"| {row['kind']} | {shown_value(row)} | {uar} | {row['same_answers']:.2f} |")
         return "\n".join(lines)
     return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
 
@@ -289,8 +274,8 @@ def contamination(model: Trained) -> str:
     lines = ["## What may have heard the test before", ""]
     if started := started_from(model):
         lines.append(
-            f"{started} was trained by others, on data that this project has not seen; whether it held recordings of "
-            "this corpus cannot be ruled out."
+            f"{started[0].upper()}{started[1:]} was trained by others, on data that this project has not seen; whether "
+            "it held recordings of this corpus cannot be ruled out."
         )
     else:
         lines.append("Nothing: all weights began at random and were trained on the training part.")
@@ -319,8 +304,8 @@ def formats(parity: dict[str, Any]) -> str:
 
 def citations(model: Trained) -> str:
     """Return what to cite."""
-    lines = [f"- {corpus}: {text}" for corpus in corpora(model) if (text := readme(corpus, "Cite:"))]
+    lines = [f"- {corpus}: {text}" for corpus in corpora(model) if (text := corpus_says(corpus, "Cite:"))]
     lines.append(f"- the toolkit: ser-toolkit {__version__}")
     if started := started_from(model):
-        lines.append(f"- {started[0].lower()}{started[1:]}")
+        lines.append(f"- {started}")
     return "\n".join(["## How to cite", "", *lines])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ser.errors import UserError, some
-from ser.files import write_atomically
+from ser.files import write_bytes
 from ser.optim import kept
 
 __all__ = ["check", "load", "restore", "save"]
@@ -25,7 +25,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     # Into memory first: torch's own file writer ends the process when the disk is full.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_bytes(path, buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

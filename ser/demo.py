@@ -26,7 +26,7 @@ from numpy.random import Generator
 
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError, some
-from ser.files import write_atomically
+from ser.files import write_bytes
 from ser.labels import label_set
 from ser.progress import progress as progress_bar
 
@@ -163,7 +163,7 @@ def write_clip(folder: Path, seed: int, clip: str) -> None:
 
     wav = io.BytesIO()
     soundfile.write(wav, synthesise(clip, seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    write_atomically(folder / clip_file(clip), lambda file: file.write(wav.getvalue()))
+    write_bytes(folder / clip_file(clip), wav.getvalue())
 
 
 def check(clips: Iterable[str]) -> None:

@@ -102,13 +102,7 @@ class Enrolment:
             speaker = self.read(name)
             for clip in moments:
                 speaker.add(*clip)
-            values: dict[str, Any] = {
-                "clips": speaker.clips,
-                "items": speaker.items,
-                "mean": speaker.mean,
-                "squares": speaker.squares,
-            }
-            write_atomically(path, lambda file: np.savez(file, identity=np.array(self.identity), **values))
+            write_atomically(path, lambda file: np.savez(file, identity=np.array(self.identity), **vars(speaker)))
         return speaker
 
     def path(self, name: str) -> Path:

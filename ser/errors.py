@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-__all__ = ["UserError", "nearest", "some", "tool"]
+__all__ = ["UserError", "first_line", "nearest", "some", "tool"]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
@@ -31,6 +31,11 @@ def some(items: Iterable[object], limit: int = 5) -> str:
     listed = [str(item) for item in items]
     rest = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of what an exception says, its kind where it says nothing: libraries' own may be pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 def tool(main: Callable[[], int | None]) -> Callable[[], None]:

@@ -25,15 +25,15 @@ from ser.artefact import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, checksum, 
 from ser.audio import SAMPLE_RATE
 from ser.card import model_card
 from ser.encoders import EncoderFeatures, fingerprint
-from ser.errors import UserError
+from ser.errors import UserError, first_line
 from ser.evaluating import tags_of
-from ser.files import cannot_write, run_folder, write_atomically, write_json, write_text
+from ser.files import cannot_write, run_folder, write_bytes, write_json, write_text
 from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures
 from ser.pipeline import Pipeline
 from ser.runs import Trained, trained
 
-__all__ = ["export", "exported", "identity_of", "int8", "onnx", "pipeline_of", "script", "write_index"]
+__all__ = ["export", "exported", "int8", "onnx", "pipeline_of", "script", "write_index"]
 
 TOLERANCE = 1e-4  # largest difference in probability to the eager model
 EXAMPLE = (24_000, 17_000)  # samples of the two clips that are traced, unlike any that parity is seen on
@@ -177,7 +177,7 @@ def write_index(folder: Path, pipeline: Pipeline, about: dict[str, Any]) -> None
     index = {
         "format": FORMAT, "ser": __version__, **about, "model": type(pipeline.model).__name__, "labels": labels,
         "sample_rate": SAMPLE_RATE, "shortest": FEWEST_SAMPLES, "longest": MOST_SAMPLES,
-        "by_speaker": pipeline.by_speaker, "temperature": pipeline.temperature, "identity": identity_of(pipeline),
+        "by_speaker": pipeline.by_speaker, "temperature": pipeline.temperature, "identity": fingerprint(pipeline),
         "files": files,
     }  # fmt: skip
     write_json(folder / INDEX, index)
@@ -195,11 +195,6 @@ def pipeline_of(model: Trained) -> Pipeline:
         module._compiled_call_impl = None  # what torch.compile left; a trace cannot follow it
     replace_layers(classifier, LoraLinear, LoraLinear.merged)
     return Pipeline(front_end, classifier, model.temperature)
-
-
-def identity_of(pipeline: Pipeline) -> str:
-    """Return the SHA-256 of a pipeline's weights, the same for a run and for what is exported from it."""
-    return fingerprint(pipeline)
 
 
 class LeftOut(Exception):
@@ -235,7 +230,7 @@ def write_script(made: torch.jit.ScriptModule, path: Path) -> None:
             content = reader.get_record(name)
             writer.write_record(name, content, len(content))
     writer.write_end_of_file()
-    write_atomically(path, lambda file: file.write(written.getbuffer()))
+    write_bytes(path, written.getbuffer())
 
 
 class HalfLinear(nn.Module):
@@ -289,7 +284,7 @@ def onnx(pipeline: Pipeline, path: Path) -> Answers:
                 input_names=["sound", "lengths"], output_names=["probabilities"],
             )  # fmt: skip
         except Exception as error:  # whatever the exporter raises for what it has no operator for
-            raise LeftOut(f"torch.onnx cannot follow it ({str(error).strip().splitlines()[0][:150]})") from error
+            raise LeftOut(f"torch.onnx cannot follow it ({first_line(error)})") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take a core
@@ -315,7 +310,7 @@ def pt2(pipeline: Pipeline, path: Path) -> Answers:
                 prefer_deferred_runtime_asserts_over_guards=True,
             )  # fmt: skip
         except Exception as error:  # whatever torch cannot follow in a model of the user's
-            raise LeftOut(f"torch.export cannot follow it ({str(error).strip().splitlines()[0][:150]})") from error
+            raise LeftOut(f"torch.export cannot follow it ({first_line(error)})") from error
         for node in made.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds the paths of this machine
         torch.export.save(made, path)
@@ -352,8 +347,10 @@ def quiet() -> Iterator[None]:
         logger = logging.getLogger("transformers")
         level = logger.level
         logger.setLevel(logging.ERROR)
-        yield
-        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def exported(name: str) -> Path:

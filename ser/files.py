@@ -25,6 +25,7 @@ __all__ = [
     "read_json",
     "run_folder",
     "write_atomically",
+    "write_bytes",
     "write_csv",
     "write_json",
     "write_text",
@@ -115,9 +116,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], wait: boo
             temporary.unlink()
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write ``content``, whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:

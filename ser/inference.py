@@ -143,7 +143,10 @@ class Predictor:
                 does not normalise by speaker, whose name cannot be one, or who is not enrolled and shall not be.
         """
         for name in sorted({item.speaker for item in items if item.speaker}):
-            self.known(name) if not learn else self.check_speaker(name)
+            if learn:
+                self.check_speaker(name)
+            else:
+                self.known(name)
         for first in range(0, len(items), AHEAD):
             clips: list[tuple[Item, np.ndarray]] = []
             for item in items[first : first + AHEAD]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ser.artefact import INDEX, checked_file, checksum, read_index
-from ser.errors import UserError, nearest
+from ser.errors import UserError, first_line, nearest
 from ser.inference import Predictor
 
 __all__ = ["VARIANTS", "load"]
@@ -52,10 +52,11 @@ def load(
         if variant != "exact" or sha256:
             raise UserError(f"{source}: is a run; a variant or a checksum is of an export: just export {source}")
         from ser import exporting, runs
+        from ser.encoders import fingerprint
 
         trained = runs.trained(str(source))
         pipeline = exporting.pipeline_of(trained)
-        identity = exporting.identity_of(pipeline)  # before the weights are laid out anew
+        identity = fingerprint(pipeline)  # before the weights are laid out anew
         pipeline = pipeline.pack() if device == "cpu" else pipeline.to(device)
         facts = {"labels": list(pipeline.model.labels), "by_speaker": pipeline.by_speaker}
         return Predictor(pipeline, facts, identity, device, speakers=speakers)
@@ -105,8 +106,3 @@ def script(path: Path, device: str) -> Any:
         Exception
     ) as error:  # whatever torch raises for bytes that are not TorchScript, or a device that is not there
         raise UserError(f"{path}: not TorchScript that can be loaded on {device} ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the beginning of what an exception says, of which libraries' own may be pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.interfaces import Classifier, Encoder, FrontEnd
-from ser.layers import Speakers, clip_mask, full, normalises_by_speaker
+from ser.layers import Speakers, full, masked_mean_std, normalises_by_speaker
 
 __all__ = ["Pipeline"]
 
@@ -58,11 +58,9 @@ class Pipeline(nn.Module):
             return torch.ones_like(lengths, dtype=values.dtype), values, torch.zeros_like(values)
         if self.model.takes == "layers":
             values = values.transpose(1, 2)  # [B, T, L, D]
-        inside = clip_mask(frames, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
         items = frames.to(values.dtype)
-        mean = values.masked_fill(~inside, 0).sum(1) / items.view(-1, *[1] * (values.dim() - 2))
-        squares = (values - mean[:, None]).masked_fill(~inside, 0).square().sum(1)
-        return items, mean, squares
+        mean, std = masked_mean_std(values, frames, smallest=1e-10)
+        return items, mean, std.square() * items.view(-1, *[1] * (std.dim() - 1))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax of logits [B, C] at the model's temperature."""

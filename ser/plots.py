@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.files import write_atomically
+from ser.files import write_bytes
 
 __all__ = ["across", "calibration", "confusion", "curves", "histogram", "layers", "robustness", "spectrograms"]
 
@@ -32,7 +32,7 @@ def save(drawing, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     drawing.savefig(buffer, format="png", dpi=DPI)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_bytes(path, buffer.getbuffer())
 
 
 def confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str) -> None:

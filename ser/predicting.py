@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from ser.errors import EXIT_USER, UserError
 from ser.files import read_csv, write_atomically
+from ser.progress import progress
 from ser.responses import FORMATS, responses
 
 __all__ = ["add_commands"]
@@ -51,7 +52,7 @@ def add_commands(commands: Any) -> None:
     model_arguments(enrol_parser)
     enrol_parser.add_argument("name", metavar="NAME")
     enrol_parser.add_argument("files", nargs="+", metavar="FILE", help="as for ser predict")
-    info_parser = commands.add_parser("info", help="what a model is: labels, figures of its files, checksum, speakers")
+    info_parser = commands.add_parser("info", help="what a model is: labels, sizes of its files, checksum, speakers")
     model_arguments(info_parser)
     info_parser.add_argument("--json", action="store_true", help="as JSON")
     predict_parser.set_defaults(run=predict)
@@ -85,6 +86,8 @@ def predict(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threshold is {arguments.threshold:g}; expected a probability, 0 to 1")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window")
+    if arguments.hop is None:
+        arguments.hop = arguments.window
     form = arguments.format or ("table" if sys.stdout.isatty() and arguments.output is None else "jsonl")
     with ExitStack() as stack:
         items = found(arguments.files, arguments.speaker, stack)
@@ -92,7 +95,7 @@ def predict(arguments: argparse.Namespace) -> int:
             raise UserError(f"--format audacity labels one recording, not {len(items)}; call it once for each")
         model = loaded(arguments)
         if arguments.window is not None:
-            model.check_windows(arguments.window, arguments.window if arguments.hop is None else arguments.hop)
+            model.check_windows(arguments.window, arguments.hop)
         if not model.by_speaker and not arguments.speaker and any(item.speaker for item in items):
             print("speakers of the table are not used: this model does not normalise by speaker", file=sys.stderr)
             items = [replace(item, speaker="") for item in items]
@@ -108,8 +111,8 @@ def predict(arguments: argparse.Namespace) -> int:
         answers = answered(model, items, arguments, failed)
         lines = responses(answers, model.labels, form)
         if arguments.output is None:
-            # A name that is not UTF-8 is printed as it lies on the disk.
-            sys.stdout.reconfigure(errors="surrogateescape") if isinstance(sys.stdout, io.TextIOWrapper) else None
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is not UTF-8 is printed as it lies on the disk
+                sys.stdout.reconfigure(errors="surrogateescape")
             for line in lines:
                 print(line, flush=True)
         else:
@@ -141,10 +144,9 @@ def answered(model: Any, items: list[Any], arguments: argparse.Namespace, failed
         answers = model.predict_files(items, arguments.threshold, failed, learn=not arguments.frozen)
         yield from bar(answers, len(items), "clip")
         return
-    hop = arguments.window if arguments.hop is None else arguments.hop
     for item in items:
         try:
-            answers = model.timeline(item, arguments.window, hop, arguments.threshold)
+            answers = model.timeline(item, arguments.window, arguments.hop, arguments.threshold)
             yield from bar(answers, None, "window")
         except UserError as error:
             failed(item, error)
@@ -154,9 +156,7 @@ def bar(answers: Iterable[Any], total: int | None, unit: str) -> Iterable[Any]:
     """Return the answers with a progress bar, if standard error is a terminal and the answers go elsewhere."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return answers
-    from tqdm import tqdm
-
-    return tqdm(answers, "predict", total, unit=unit, leave=False, dynamic_ncols=True)
+    return progress(answers, "predict", total, unit)
 
 
 def enrol(arguments: argparse.Namespace) -> int:
@@ -212,22 +212,20 @@ def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:
     items: list[Item] = []
     for name in names:
         path = Path(name)
-        if len(os.fsencode(name)) > 4000 or max(map(len, map(os.fsencode, path.parts)), default=0) > 255:
-            raise UserError(f"{name[:60]}...: too long for the name of a file")
         if name == "-":
             copy = tempfile.NamedTemporaryFile(prefix="ser-", suffix=".sound")  # noqa: SIM115 - the stack closes it
             stack.enter_context(copy)
             shutil.copyfileobj(sys.stdin.buffer, copy)
             copy.flush()
             items.append(Item(Path(copy.name), "-", speaker))
-        elif path.is_dir():
+        elif os.path.isdir(name):  # pathlib's own raises for a folder that may not be entered
             inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings() and file.is_file()]
             if not inside:
                 raise UserError(f"{name}: no sound file in this folder")
             items += [Item(file, str(file), speaker) for file in inside]
         elif path.suffix.lower() == ".csv":
             items += listed(path, speaker)
-        elif path.exists() or not glob.has_magic(name):
+        elif os.path.exists(name) or not glob.has_magic(name):
             items.append(Item(path, name, speaker))
         elif matches := sorted(glob.glob(name, recursive=True)):
             items += [Item(Path(match), match, speaker) for match in matches]

@@ -14,14 +14,14 @@ def cores() -> int:
 
 
 def progress(
-    items: Iterable[Any] | None, label: str, total: int, unit: str = "clip", shown: bool = True, done: int = 0
+    items: Iterable[Any] | None, label: str, total: int | None, unit: str = "clip", shown: bool = True, done: int = 0
 ):
     """Return a tqdm bar over ``items``, or one to be moved by hand where they are None.
 
     Args:
         items: what to go through.
         label: what is being done.
-        total: number of items.
+        total: number of items; None where it is not known.
         unit: of one item.
         shown: False hides it; off a terminal it is always hidden.
         done: items that were done before.

@@ -10,13 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ser.artefact import INDEX, check_index, checked_file, checksum, read_index
 from ser.errors import UserError, some
-from ser.files import read_json, write_atomically
+from ser.files import read_json, write_bytes
 
 __all__ = ["fetch", "publish"]
 
@@ -142,7 +141,7 @@ def fetch(url: str, files: Sequence[str], sha256: str = "", revision: str = "") 
     content = read(INDEX)
     fresh = cache / f".fetch.{os.getpid()}"
     try:
-        write_atomically(fresh / INDEX, partial(write, content=content))
+        write_bytes(fresh / INDEX, content)
         pin = checksum(fresh / INDEX)
         if sha256 and pin != sha256:
             raise UserError(f"{shown(url)}: the SHA-256 of its {INDEX} is {pin}, expected {sha256}: another version")
@@ -152,18 +151,12 @@ def fetch(url: str, files: Sequence[str], sha256: str = "", revision: str = "") 
             if name not in index["files"]:
                 raise UserError(f"{shown(url)}: holds no {name}; it has {', '.join(sorted(index['files']))}")
             if not is_whole(folder, index, name):
-                data = read(name)
-                write_atomically(folder / name, partial(write, content=data))
+                write_bytes(folder / name, read(name))
                 checked_file(folder, index, name)
-        write_atomically(folder / INDEX, partial(write, content=content))
+        write_bytes(folder / INDEX, content)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
-
-
-def write(file: IO[bytes], content: bytes) -> None:
-    """Write bytes into an open file."""
-    file.write(content)
 
 
 def is_whole(folder: Path, index: dict[str, Any], name: str) -> bool:

@@ -10,11 +10,11 @@ import numpy as np
 
 from ser import audio, checkpoints
 from ser.errors import UserError
-from ser.files import PROJECT, read_csv, read_json, run_folder, write_text
+from ser.files import read_csv, read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import TITLES, estimate, gap_text, with_interval
+from ser.reporting import TITLES, estimate, gap_text, licence_of, with_interval
 from ser.robustness import estimate_of, shown_value
 from ser.subgroups import COLUMNS
 
@@ -210,14 +210,6 @@ def wav(known: Table, clip: Clip) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, audio.read(known.sound(clip)), audio.SAMPLE_RATE, "PCM_16", format="WAV")
     return buffer.getvalue()
-
-
-def licence_of(corpus: str) -> str:
-    """Return what a corpus's README says of its licence."""
-    path = PROJECT / "data" / corpus / "README.md"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = [line.partition("Licence:")[2].strip() for line in lines if "Licence:" in line]
-    return f"{corpus}, {found[0]}" if found else f"{corpus}, licence not known here; see its README"
 
 
 def trained(folder: Path) -> list[str]:

@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TITLES", "aligned", "estimate", "evaluation", "gap_text", "with_interval"]
+from ser.files import PROJECT
+
+__all__ = [
+    "TITLES",
+    "aligned",
+    "corpus_says",
+    "estimate",
+    "evaluation",
+    "gap_text",
+    "licence_of",
+    "with_interval",
+]
 
 TITLES = {
     "uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "auc": "AUC", "nll": "NLL",
@@ -63,6 +74,19 @@ def estimate(value: float, interval: Sequence[float | None] | None, sign: str = 
 def gap_text(gap: dict[str, Any]) -> str:
     """Say how far the best and the worst group of ``subgroups.subgroups`` are apart."""
     return f"{gap['best']} is {estimate(gap['gap'], gap['ci95'])} UAR above {gap['worst']}"
+
+
+def corpus_says(corpus: str, what: str) -> str:
+    """Return what follows ``what``, such as ``Licence:``, in a corpus's README; empty where it says nothing of it."""
+    path = PROJECT / "data" / corpus / "README.md"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(what)[2].strip() for line in lines if what in line), "")
+
+
+def licence_of(corpus: str) -> str:
+    """Return the licence or the terms of a corpus's recordings, as its README states them."""
+    stated = corpus_says(corpus, "Licence:") or corpus_says(corpus, "Terms:")
+    return f"{corpus}: {stated or 'licence not known here; ask who made the recordings'}"
 
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:

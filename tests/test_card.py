@@ -1,9 +1,13 @@
 """The model card: what the hub reads, and what a reader must know."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from conftest import PROJECT
 
-from ser import card, runs
+from ser import card, reporting, runs
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,27 @@ def test_it_says_protocol_figures_limits_and_how_to_cite(text, delivered, monkey
 
 def test_licences_of_the_corpora_are_those_of_their_readmes():
     for corpus in ("ravdess", "crema_d", "emodb"):
-        said = card.readme(corpus, "Licence:") or card.readme(corpus, "Terms:")
+        said = reporting.corpus_says(corpus, "Licence:") or reporting.corpus_says(corpus, "Terms:")
         assert said
         assert said in (PROJECT / f"data/{corpus}/README.md").read_text()
-    assert "NC-SA" in card.readme("ravdess", "Licence:")
+        assert said in reporting.licence_of(corpus)
+    assert "NC-SA" in reporting.corpus_says("ravdess", "Licence:")
+    assert reporting.licence_of("custom") == "custom: licence not known here; ask who made the recordings"
+
+
+def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivered, tmp_path, monkeypatch):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "data").symlink_to(delivered / "data")
+    run = Path(shutil.copytree(delivered / "outputs/small", tmp_path / "outputs/small"))
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    model = runs.trained("small")
+    measured = {"kind": "white", "value": 20.0, "uar": 0.5, "uar_low": 0.4, "uar_high": 0.6, "same_answers": 0.75}
+    for state, shown in ((model.checkpoint["state"], True), ({"epoch": 99, "step": 1}, False)):
+        facts = {"checkpoint": {name: state[name] for name in ("epoch", "step")}, "rows": [measured]}
+        (next(run.glob("eval/*")) / "robustness.json").write_text(json.dumps(facts))
+        text = card.model_card(model, {"formats": {}, "left_out": {}}, 7)
+        assert ("| white | 20 | 0.500 [0.400, 0.600] | 0.75 |" in text) is shown
+        assert ("Not measured" in text) is not shown
 
 
 def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
@@ -51,5 +72,7 @@ def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
     assert 'license: "cc-by-nc-sa-4.0"' in text
     assert "forbids commercial use" in text
     assert "openai/whisper-tiny.en, revision main" in text
+    assert "They also hold those of the encoder openai/whisper-tiny.en," in text
+    assert "The encoder openai/whisper-tiny.en was trained by others" in text
     assert "Not scored yet" in text
     assert "model.onnx is left out: no reason." in text

@@ -174,7 +174,7 @@ MISTAKES = {
     "unreadable address": (["predict", "nowhere://x/y", "a.wav"], "nowhere://x/y: "),
     "revision of a folder": (["info", "file:///x", "--revision", "v1"], "--revision is of hf://"),
     "speaker's name": (["enrol", "MODEL", "a/b", "a.wav"], "speaker 'a/b': expected letters"),
-    "too long a name": (["predict", "MODEL", "x" * 300], "too long for the name of a file"),
+    "too long a name": (["predict", "MODEL", "x" * 300], "cannot be opened (File name too long)"),
     "window": (["predict", "MODEL", "a.wav", "b.wav", "--window", "31"], "window is 31 s; expected 0.05 to 30 s"),
     "stranger": (["predict", "MODEL", "a.wav", "--window", "1", "--speaker", "ann"], "speaker 'ann' is not enrolled"),
     "frozen stranger": (["predict", "MODEL", "a.wav", "--frozen", "--speaker", "ann"], "speaker 'ann' is not enrolled"),

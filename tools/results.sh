@@ -2,7 +2,6 @@
 # The best model of a corpus so far, from raw recordings to figures, report and export; RESULTS.md says what to expect.
 set -euo pipefail
 just=$1 justfile=$2 corpus=$3
-copies='encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
 
 run() {
     printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
@@ -10,31 +9,30 @@ run() {
 }
 
 case $corpus in
-ravdess | crema_d) ;;
+ravdess)
+    run prepare ravdess
+    run extract ravdess whisper_tiny_en 'encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
+    run train ravdess_stats_probe_copies
+    run eval last
+    run report last
+    run export last
+    run cv ravdess_stats_probe_copies
+    run cv ravdess_stats_probe 'stats/normalisation = "speaker"'
+    ;;
+crema_d)
+    run prepare crema_d
+    run extract crema_d whisper_tiny_en
+    run train crema_d_stats_probe
+    run part=val eval last
+    run part=val robustness last
+    run report last
+    run export last
+    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
+    run part=val eval last
+    ;;
 *)
     echo "error: no results of '$corpus' are published; known: crema_d, ravdess" >&2
     exit 2
     ;;
 esac
-
-run prepare "$corpus"
-if [ "$corpus" = ravdess ]; then
-    run extract ravdess whisper_tiny_en "$copies"
-    run train ravdess_stats_probe_copies
-    run eval last
-else
-    run extract crema_d whisper_tiny_en
-    run train crema_d_stats_probe
-    run part=val eval last
-    run part=val robustness last
-fi
-run report last
-run export last
-if [ "$corpus" = ravdess ]; then
-    run cv ravdess_stats_probe_copies
-    run cv ravdess_stats_probe 'stats/normalisation = "speaker"'
-else
-    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
-    run part=val eval last
-fi
 run summary
