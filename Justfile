@@ -85,6 +85,12 @@ demo: _install
 results CORPUS: _install
     @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1"
 
+# everything at full size on a GPU machine, unattended and resumable: just plan --list, just plan --rehearse, just plan
+[group('the whole job')]
+[no-cd]
+plan *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/plan.py' '{{ just_executable() }}' '{{ justfile() }}' --gpus '{{ gpus }}' {{ missing }} "$@"
+
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
 [no-cd]

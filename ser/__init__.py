@@ -11,10 +11,11 @@ encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
 scoring   predictions, scoring, subgroups
-learning  optim, checkpoints, tracking, experiment, evaluation, workbench, steps, state, solving, training
+learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     reporting, augment_demo, probing, comparing, summary
 door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
 delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
+whole     rehearsal, planning, plan
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,
           crashing
 command   cli

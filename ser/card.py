@@ -56,7 +56,8 @@ def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
 
 def corpora(model: Trained) -> list[str]:
     """Return the corpora that a run was trained on."""
-    return [model.experiment.protocol.corpus, *model.experiment.protocol.extra]
+    protocol = model.experiment.protocol
+    return list(dict.fromkeys([protocol.corpus, *protocol.extra, *model.began_on]))
 
 
 def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:

@@ -45,7 +45,7 @@ def cross(
     own = model.experiment.protocol.corpus
     if corpus == own:
         raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
-    if corpus in model.experiment.protocol.extra:
+    if corpus in (*model.experiment.protocol.extra, *model.began_on):
         raise UserError(f"{model.run.folder.name} was trained on {corpus}, too; its figures there would say nothing")
     table = read_table(corpus)
     occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in table.clips})
@@ -71,7 +71,7 @@ def cross(
             "cross-corpus",
             *(["transductive"] if adapt else []),
             *unknown,
-            *tags_of(model.experiment, model.finished),
+            *tags_of(model),
         ],
         "test_scorings": evaluation.count_scoring(model.run.folder, label),
         "calm_policy": calm,

@@ -80,7 +80,7 @@ def evaluate(
         "clips_missing": protocol.table.missing,
         "raters": heard,
         "speaker_independent": not protocol.tags and not known,
-        "tags": [*known, *tags_of(model.experiment, model.finished)],
+        "tags": [*known, *tags_of(model)],
         "speaker_clips": speaker_clips,
         "test_scorings": scorings,
     }
@@ -139,12 +139,15 @@ def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip])
     return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
 
 
-def tags_of(experiment: Experiment, finished: bool = True) -> list[str]:
+def tags_of(model: Trained) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    dropped = ["clips-dropped"] if experiment.protocol.drop else []
-    normalised = ["speaker-normalised"] if normalises_by_speaker(experiment.model) else []
-    extra = [f"extra-{corpus}" for corpus in experiment.protocol.extra]
-    return [*experiment.protocol.tags, *extra, *normalised, *dropped, *([] if finished else ["unfinished"])]
+    protocol = model.experiment.protocol
+    dropped = ["clips-dropped"] if protocol.drop else []
+    normalised = ["speaker-normalised"] if normalises_by_speaker(model.experiment.model) else []
+    extra = [f"extra-{corpus}" for corpus in protocol.extra]
+    begun = [f"begun-on-{corpus}" for corpus in model.began_on if corpus != protocol.corpus]
+    unfinished = [] if model.finished else ["unfinished"]
+    return [*protocol.tags, *extra, *begun, *normalised, *dropped, *unfinished]
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
@@ -184,7 +187,7 @@ def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
 def about_run(model: Trained) -> dict[str, Any]:
     """Return what stands beside every figure of a run."""
     classifier, state = model.experiment.model, model.checkpoint["state"]
-    log = read_log(model.run.folder)
+    log, start = read_log(model.run.folder), state.get("start")
     return {
         "run": model.run.folder.name,
         "model": type(classifier).__name__,
@@ -193,7 +196,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "temperature": model.temperature,
-        "trained_on": model.experiment.protocol.describe(),
+        "trained_on": model.experiment.protocol.describe() + (f", begun with {start['run']}" if start else ""),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),
     }

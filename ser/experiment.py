@@ -40,6 +40,7 @@ class Training:
             number of epochs, with no choice on validation speakers at all.
         smoothing: weight of the epochs before in the validation UAR that chooses, in [0, 1): how noisy a few
             validation speakers are.
+        start: name of a finished run of the same network whose weights training begins with, see ``starting``.
     """
 
     epochs: int
@@ -54,6 +55,7 @@ class Training:
     unreadable: str = "stop"
     keep: str = "best"
     smoothing: float = 0.0
+    start: str = ""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6, "accumulate": 1}
@@ -169,6 +171,7 @@ class Experiment:
         idle = {
             f"train/average = {self.training.average}": self.training.average > 0,
             "train/balanced = True": self.training.balanced,
+            f"train/start = '{self.training.start}'": self.training.start != "",
             f"train/loss = '{self.loss.kind}'": self.loss.kind != "cross_entropy",
             f"train/logit_adjustment = {self.loss.logit_adjustment}": self.loss.logit_adjustment > 0,
         }

@@ -163,7 +163,7 @@ def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
     about = {
         "run": model.run.folder.name,
         "checkpoint": {name: model.checkpoint["state"][name] for name in ("epoch", "step")},
-        "tags": tags_of(model.experiment, model.finished),
+        "tags": tags_of(model),
     }
     write_index(folder, pipeline, about)
     return parity

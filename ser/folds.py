@@ -14,7 +14,7 @@ import torch
 
 from ser import checkpoints, config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluating import evaluate, made_with, raters, tags_of
+from ser.evaluating import evaluate, made_with, raters
 from ser.experiment import Experiment, Run
 from ser.files import PROJECT, outputs_folder, read_json
 from ser.interrupts import stop_requests
@@ -87,7 +87,7 @@ def cross_validate(
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
         "raters": raters(protocol.votes, protocol.label_source, scored),
-        "tags": ["pooled-folds", *tags_of(first)],
+        "tags": ["pooled-folds", *results[0]["tags"]],
         "test_scorings": max(result["test_scorings"] for result in results),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [

@@ -225,7 +225,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "robustness.csv", COLUMNS, rows)
     about = about_run(model)
-    tags = tags_of(model.experiment, model.finished)
+    tags = tags_of(model)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
     facts["tags"] = tags
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})

@@ -134,6 +134,11 @@ class Trained:
         return float(self.checkpoint.get("temperature", 1.0))
 
     @property
+    def began_on(self) -> list[str]:
+        """The corpora of the run that training began with, if it began with one."""
+        return list((self.checkpoint["state"].get("start") or {}).get("corpora", []))
+
+    @property
     def finished(self) -> bool:
         """Whether the run has made its last step; a figure made before is only provisional."""
         return self.run.last.is_file() and is_finished(self.run)

@@ -35,6 +35,7 @@ class State:
         train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
         epoch_seconds, waited_seconds: spent on the steps of the running epoch, and of these waiting for data.
         finished: no further step will be made.
+        start: what is known of the run that training began with, see ``starting.Start.facts``; None without one.
     """
 
     epoch: int = 0
@@ -51,6 +52,7 @@ class State:
     epoch_seconds: float = 0.0
     waited_seconds: float = 0.0
     finished: bool = False
+    start: dict[str, Any] | None = None
 
     def spend(self, seconds: float, waited: float) -> None:
         """Add the time of a step, and what of it went by waiting for its batch."""

@@ -41,7 +41,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     stepper = Stepper(experiment, setup)
     progress = progress and dist.is_main()
 
-    state = State()
+    state = State(start=setup.start)
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
     tracker = experiment.tracking.open(run.folder, run.settings, run.group)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ser.optim import Average
 from ser.predictions import Predictions
 from ser.samplers import shuffled
 from ser.speakers import Memory
+from ser.starting import begin_with, read_start
 
 __all__ = ["Setup", "describe", "set_up"]
 
@@ -37,6 +39,7 @@ class Setup:
         averaged: moving average of what the model learns, or None.
         weights, prior: of the classes in the training part, float [C].
         crop: length of a training crop, in samples or frames; None for whole clips.
+        start: what is known of the run that training begins with, or None.
         embeddings: the newest of each training clip, for a model that normalises them by speaker.
     """
 
@@ -50,6 +53,7 @@ class Setup:
     weights: Tensor
     prior: Tensor
     crop: int | None
+    start: dict[str, Any] | None
     embeddings: Memory | None
 
     def answering(self) -> AbstractContextManager[None]:
@@ -128,8 +132,8 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
             own.
 
     Raises:
-        UserError: no clips, no features, a label that the model does not know, fp16 without a GPU, or embeddings of
-            speakers over several processes.
+        UserError: no clips, no features, a label that the model does not know, fp16 without a GPU, embeddings of
+            speakers over several processes, or a run that training cannot begin with.
     """
     protocol, device = experiment.protocol, dist.device()
     by_embedding = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "embedding"
@@ -143,8 +147,12 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     check_labels([*train, *validation], reader.labels)
     experiment.features.front_end.to(device)
+    start = None
     if fresh:
         experiment.model.begin()
+        if experiment.training.start:
+            start = read_start(experiment.training.start, protocol)
+            begin_with(experiment.model, start)
         fit_input_norm(experiment, reader, train)
     model = experiment.model.to(device)
     counts = reader.targets(train).sum(0)
@@ -161,6 +169,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         weights,
         (counts / counts.sum()).to(device),
         None if seconds is None else round(seconds * experiment.features.input_rate),
+        None if start is None else start.facts,
         Memory(train) if by_embedding else None,
     )
 
@@ -206,6 +215,7 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     copies = f" and {len(setup.copies)} copies of each" if setup.copies else ""
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     encoder = f", encoder {model.encoder.name}" if model.encoder is not None else ""
+    encoder += f", begun with {experiment.training.start}" if experiment.training.start else ""
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}{encoder}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers{copies} train, "

@@ -1,0 +1,188 @@
+"""A plan: steps in order, each once, a failure held apart, a signal obeyed; and the full plan names what exists."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PROJECT, command, one_error_line
+
+from ser import config, plan, planning, rehearsal
+from ser.errors import UserError
+from ser.planning import Step, carry_out
+
+JUST = """#!/bin/bash
+# notes its arguments; fails where a file says so; train and cv leave a run behind
+echo "$*" >> "$SER_HOME/calls"
+for word in "$@"; do
+    if [ "$word" = sleep ]; then trap 'echo told >> "$SER_HOME/calls"; exit 75' TERM; sleep 30 & wait; fi
+    if [ "$word" = "$(cat "$SER_HOME/broken" 2>/dev/null)" ]; then echo "error: $word is broken" >&2; exit 2; fi
+done
+mkdir -p "$SER_HOME/outputs"
+if [[ "$*" == *train* ]]; then echo "run-of-${@: -1}" > "$SER_HOME/outputs/last"; fi
+if [[ "$*" == *"cv "* ]]; then
+    echo fold6 > "$SER_HOME/outputs/last"
+    mkdir -p "$SER_HOME/outputs/model-cv-s1-abc/eval/x"
+    echo '{"run": "model-cv-s1-abc", "folds": [{"run": "fold1"}, {"run": "fold6"}]}' \\
+        > "$SER_HOME/outputs/model-cv-s1-abc/eval/x/metrics.json"
+fi
+"""
+
+
+@pytest.fixture
+def just(tmp_path, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    path = tmp_path / "just"
+    path.write_text(JUST)
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def calls(folder) -> list[str]:
+    path = folder / "calls"
+    found = path.read_text().splitlines() if path.is_file() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+STEPS = [
+    Step("table", ("prepare ravdess",), 0.1, 0),
+    Step("net", ("train model", "eval last"), 1, 2),
+    Step("folds", ("cv model 'a/b = \"c d\"'",), 1, 2),
+    Step("both", ("ensemble @net @folds",), 1, 2),
+    Step("other", ("summary",), 0.1, 1),
+]
+
+
+def test_each_step_is_done_once_in_order_and_runs_go_by_their_names(just, tmp_path, capsys):
+    assert carry_out(STEPS, just) == 0
+    assert calls(tmp_path) == [
+        "prepare ravdess", "train model", "eval last", 'cv model a/b = "c d"',
+        "ensemble run-of-model model-cv-s1-abc", "summary",
+    ]  # fmt: skip
+    assert "all 5 steps are done" in capsys.readouterr().out
+    assert "$ " + just[0] + " train model" in (tmp_path / "outputs/plan/net.log").read_text()
+    assert carry_out(STEPS, just) == 0
+    assert calls(tmp_path) == []
+
+
+def test_a_failure_keeps_back_only_what_needs_it(just, tmp_path, capsys):
+    (tmp_path / "broken").write_text("train")
+    assert carry_out(STEPS, just) == 1
+    assert calls(tmp_path) == ["prepare ravdess", "train model", 'cv model a/b = "c d"', "summary"]
+    said = capsys.readouterr().out
+    assert "net: failed: error: train is broken" in said
+    assert "both: left out, it needs net" in said
+    assert "2 of 5 steps are open: net, both" in said
+    (tmp_path / "broken").unlink()
+    assert carry_out(STEPS, just) == 0
+    assert calls(tmp_path) == ["train model", "eval last", "ensemble run-of-model model-cv-s1-abc"]
+
+
+def test_other_commands_make_a_step_anew(just, tmp_path):
+    assert carry_out(STEPS[:2], just) == 0
+    calls(tmp_path)
+    assert carry_out([STEPS[0], Step("net", ("train other",), 1, 2)], just) == 0
+    assert calls(tmp_path) == ["train other"]
+
+
+def test_options_reach_the_recipes_that_know_them(just, tmp_path):
+    assert carry_out(STEPS, just, gpus=4, allow_missing=True, extra=lambda words: [f"n = {len(words)}"]) == 0
+    assert calls(tmp_path) == [
+        "allow_missing=1 prepare ravdess", "gpus=4 train model n = 2", "eval last", 'gpus=4 cv model a/b = "c d" n = 3',
+        "ensemble run-of-n = 2 model-cv-s1-abc", "summary",
+    ]  # fmt: skip
+
+
+def test_only_some_steps_and_those_that_a_file_makes_needless(just, tmp_path, capsys):
+    there = tmp_path / "there"
+    there.touch()
+    steps = [Step("load", ("download ravdess",), 1, 0, unless=there), *STEPS]
+    assert carry_out(steps, just, only="o") == 1
+    assert calls(tmp_path) == ['cv model a/b = "c d"', "summary"]
+    assert "both: left out, it needs net" in capsys.readouterr().out
+    assert carry_out(steps, just) == 0
+    assert "load: not needed" in capsys.readouterr().out
+    assert calls(tmp_path) == ["prepare ravdess", "train model", "eval last", "ensemble run-of-model model-cv-s1-abc"]
+
+
+def test_a_signal_is_handed_on_and_the_same_command_goes_on(just, tmp_path):
+    code = (
+        "from ser.planning import Step, carry_out; import sys\n"
+        f"sys.exit(carry_out([Step('a', ('summary',), 1, 1), Step('b', ('sleep',), 1, 1)], {just!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    while "sleep" not in (tmp_path / "calls").read_text() if (tmp_path / "calls").is_file() else True:
+        time.sleep(0.02)
+    time.sleep(0.2)  # until the child has set its trap
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "stopped in b; the same command goes on" in said
+    assert calls(tmp_path) == ["summary", "sleep", "told"]
+    assert carry_out([Step("a", ("summary",), 1, 1), Step("b", ("summary",), 1, 1)], just) == 0
+    assert calls(tmp_path) == ["summary"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([Step("a", ("ensemble @b @b",), 1, 1), Step("b", ("train x",), 1, 1)], "'a' needs 'b', which does not come"),
+        ([Step("a", ("summary",), 1, 1), Step("a", ("summary",), 1, 1)], "two steps are called 'a'"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(just, steps, message):
+    with pytest.raises(UserError, match=message):
+        carry_out(steps, just)
+
+
+def test_a_damaged_record_makes_the_step_anew(just, tmp_path):
+    assert carry_out(STEPS[:1], just) == 0
+    (tmp_path / "outputs/plan/table.json").write_text(json.dumps(["prepare"]))
+    calls(tmp_path)
+    assert carry_out(STEPS[:1], just) == 0
+    assert calls(tmp_path) == ["prepare ravdess"]
+
+
+def words_of_the_full_plan() -> list[list[str]]:
+    return [shlex.split(line) for step in plan.full_plan() for line in step.commands]
+
+
+def test_the_full_plan_is_in_order_and_its_recipes_exist():
+    planning.check(plan.full_plan())
+    listed = (PROJECT / "Justfile").read_text()
+    for words in words_of_the_full_plan():
+        recipe = next(word for word in words if "=" not in word)
+        assert f"\n{recipe}" in listed, recipe
+
+
+@pytest.mark.parametrize("words", [w for w in words_of_the_full_plan() if w[0] in planning.GIN_RECIPES], ids=" ".join)
+def test_the_full_plans_settings_are_right_also_when_rehearsed(words):
+    for more in ([], rehearsal.overrides(words)):
+        if words[0] in ("train", "cv"):
+            config.load(words[1], [*words[2:], *more])
+        else:
+            config.load_features(words[2], [*words[3:], *more])
+
+
+def test_a_rehearsal_makes_everything_small():
+    assert rehearsal.overrides(["extract", "ravdess", "logmel80"]) == []
+    small = ["encoder/width = 32", "encoder/states = 4"]
+    assert rehearsal.overrides(["extract", "ravdess", "hubert_large_ll60k"]) == small
+    frames = rehearsal.overrides(["extract", "ravdess", "hubert_large_ll60k", "encoder/layers = [12]"])
+    assert frames == [*small, "encoder/layers = [2]"]
+    assert "ecapa/channels = 32" in rehearsal.overrides(["train", "ravdess_ecapa"])
+    assert "encoder/layers = [2]" in rehearsal.overrides(["cv", "ravdess_hubert_attn"])
+
+
+def test_the_list_shows_hours_memory_and_commands(tmp_path):
+    listed = command("plan.py", "just", "Justfile", "--list", home=tmp_path).stdout
+    assert "cv ravdess_ecapa" in listed
+    assert "GPU GiB" in listed
+    done = command("plan.py", "just", "Justfile", "--only", "nothing", home=tmp_path)
+    assert "no step's name holds this" in one_error_line(done)
+    assert not os.listdir(tmp_path)
