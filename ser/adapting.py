@@ -3,7 +3,7 @@
 Shapes: B clips, T frames, D features, L layers; ``lengths`` are long[B], as the encoder's front end gives them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,10 +139,14 @@ class Adapted(Inside):
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the front end's values into frames [B, T, D], zero after each clip's end."""
-        states = self.encoder.run(inputs, lengths, self.layers[-1], self.prompts)
-        wanted = (state for number, state in enumerate(states) if number in self.layers)
-        x = next(wanted) if self.sum is None else self.sum(wanted)
+        states = self.states(inputs, lengths)
+        x = next(states) if self.sum is None else self.sum(states)
         return x, self.encoder.input_frames(lengths)
+
+    def states(self, inputs: Tensor, lengths: Tensor) -> Iterator[Tensor]:
+        """Yield the kept states [B, T, D] of the front end's values, zero after each clip's end."""
+        states = self.encoder.run(inputs, lengths, self.layers[-1], self.prompts)
+        return (state for number, state in enumerate(states) if number in self.layers)
 
     def train(self, mode: bool = True) -> "Adapted":
         """Switch dropout; an encoder of which no layer trains has none."""

@@ -7,7 +7,8 @@ import torch
 from encoder_factory import WHISPER_STATES, noises, padded
 
 from ser.adapting import Adapted
-from ser.encoders import Pretrained
+from ser.encoders import EncoderFeatures, Pretrained
+from ser.errors import UserError
 from ser.layers import Speakers
 from ser.optim import kept
 from ser.whisper_prompt import WhisperPrompt
@@ -15,10 +16,10 @@ from ser.whisper_prompt import WhisperPrompt
 LABELS = ("angry", "happy", "sad")
 
 
-def make(sources, normalisation: str = "corpus", **options) -> WhisperPrompt:
+def make(sources, normalisation: str = "corpus", combine: str = "sum", **options) -> WhisperPrompt:
     torch.manual_seed(0)
-    options = {"prompts": 4, "prompt_depth": None} | options
-    model = WhisperPrompt(LABELS, Adapted(sources["whisper"], **options), hidden=16, normalisation=normalisation)
+    encoder = Adapted(sources["whisper"], **{"prompts": 4, "prompt_depth": None} | options)
+    model = WhisperPrompt(LABELS, encoder, combine, hidden=16, normalisation=normalisation)
     for seed in range(2):
         model.train()(*hear(model, noises([9000, 12_000, 7000, 8000], seed)))
     return model.eval()
@@ -29,9 +30,9 @@ def hear(model, clips):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("depth", [1, None])
-def test_a_clip_has_the_same_answer_alone_and_in_any_batch(sources, depth):
-    model = make(sources, prompt_depth=depth)
+@pytest.mark.parametrize(("depth", "combine"), [(1, "sum"), (None, "sum"), (None, "join")])
+def test_a_clip_has_the_same_answer_alone_and_in_any_batch(sources, depth, combine):
+    model = make(sources, prompt_depth=depth, combine=combine)
     clips = noises([4800, 33_333, 16_000, 530_000])
     together = model(*hear(model, clips))
     for row, clip in enumerate(clips):
@@ -46,6 +47,27 @@ def test_gradients_reach_prompts_layer_weights_and_head_alone(sources):
     got = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum()}
     assert {name for name in got if not name.startswith("head.")} == {"encoder.prompts.values", "encoder.sum.scores"}
     assert got == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_joined_layers_are_pooled_as_the_statistics_probe_stores_them(sources):
+    model = make(sources, combine="join", prompts=0, prompt_depth=1)
+    clips = noises([9000, 6000])
+    front_end = EncoderFeatures(sources["whisper"])
+    front_end.packs = False
+    stored, _ = front_end(*padded(clips))
+    torch.testing.assert_close(model.embed(*hear(model, clips)), stored.flatten(1), rtol=1e-4, atol=1e-4)
+    assert "encoder.sum.scores" not in dict(model.named_parameters())
+
+
+def test_joined_layers_teach_the_prompts_too(sources):
+    model = make(sources, combine="join").train()
+    model(*hear(model, noises([9000, 6000]))).square().sum().backward()
+    assert model.encoder.prompts.values.grad.abs().sum() > 0
+
+
+def test_another_way_to_combine_is_refused(sources):
+    with pytest.raises(UserError, match="prompted/combine is 'joined'; did you mean 'join'"):
+        make(sources, combine="joined")
 
 
 def test_what_is_kept_of_a_large_encoder_is_small():
