@@ -89,7 +89,7 @@ results CORPUS: _install
 [group('the whole job')]
 [no-cd]
 plan *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/plan.py' '{{ just_executable() }}' '{{ justfile() }}' --gpus '{{ gpus }}' {{ missing }} "$@"
+    @'{{ python }}' '{{ tools }}/plan.py' '{{ just_executable() }}' '{{ justfile() }}' --gpus '{{ gpus }}' --jobs '{{ jobs }}' {{ missing }} "$@"
 
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]

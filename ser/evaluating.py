@@ -145,7 +145,7 @@ def tags_of(model: Trained) -> list[str]:
     dropped = ["clips-dropped"] if protocol.drop else []
     normalised = ["speaker-normalised"] if normalises_by_speaker(model.experiment.model) else []
     extra = [f"extra-{corpus}" for corpus in protocol.extra]
-    begun = [f"begun-on-{corpus}" for corpus in model.began_on if corpus != protocol.corpus]
+    begun = [f"begun-on-{corpus}" for corpus in model.began_on]
     unfinished = [] if model.finished else ["unfinished"]
     return [*protocol.tags, *extra, *begun, *normalised, *dropped, *unfinished]
 

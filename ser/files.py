@@ -235,8 +235,10 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def locked(path: Path, busy: str = "") -> Iterator[None]:
+def locked(path: Path, busy: str = "") -> Iterator[IO[str]]:
     """Hold an exclusive lock on ``path`` while the body runs; it ends with the process, however that ends.
+
+    A child that is given the file yielded holds it, too.
 
     Args:
         path: of the lock.
@@ -255,4 +257,4 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
             raise UserError(busy) from error
-        yield
+        yield file

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ser.interrupts import stop_requests
 from ser.predictions import pool, read_predictions
 from ser.progress import cores
 from ser.runs import create, train
+from ser.starting import read_start
 from ser.state import check_unchanged
 
 __all__ = ["cross_validate"]
@@ -54,6 +56,9 @@ def cross_validate(
         raise UserError(f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that has")
     if jobs < 1 or gpus < 1:
         raise UserError(f"jobs is {jobs} and gpus {gpus}; expected 1 or more")
+    if start := first.training.start:
+        for fold in range(1, folds + 1):  # before any is trained: it may have heard the speakers of one of them
+            read_start(start, replace(first.protocol, fold=fold))
     apart = jobs > 1 or gpus > 1
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
     if apart and (status := train_apart(experiment, overrides, folds, jobs, gpus, cv_folder)):

@@ -1,24 +1,24 @@
-"""Carrying out a plan: `just` commands one after the other, unattended, resumable, each with a log of its own.
+"""Carrying out a plan: `just` commands one after the other, unattended, resumable, each step with a log of its own.
 
-A step that is done is not done again. Where one fails, the steps that need its run are left out, and all others go on:
-a night is not lost to one mistake.
+A command that went through is not given again. Where a step fails, those that need it are left out and all others go
+on: a night is not lost to one mistake.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ser.errors import UserError, some
 from ser.files import locked, outputs_folder, read_json, write_json
 from ser.interrupts import stop_requests
 
-__all__ = ["Step", "carry_out", "record", "table"]
+__all__ = ["Options", "Step", "carry_out", "table"]
 
 GIN_RECIPES = ("extract", "probe", "train", "cv")  # those that take gin overrides
 SHARED_WORK = ("extract", "train", "cv")  # those that can use several GPUs
@@ -33,81 +33,79 @@ class Step:
         name: of its log and record; later steps name the run that it leaves behind as ``@name``.
         commands: of `just`, as one would type them; ``last`` is the run that the step itself trained.
         hours, gib: expected time, and memory of the GPU.
-        unless: a file that makes the step needless.
+        after: steps without which it cannot be done, beside those whose runs it names.
     """
 
     name: str
     commands: tuple[str, ...]
     hours: float
     gib: float
-    unless: Path | None = None
+    after: tuple[str, ...] = ()
 
     @property
     def needs(self) -> list[str]:
-        """The steps whose runs it names."""
-        return [word[1:] for command in self.commands for word in shlex.split(command) if word.startswith("@")]
+        """The steps that must be done before it."""
+        named = [word[1:] for command in self.commands for word in shlex.split(command) if word.startswith("@")]
+        return [*self.after, *named]
 
 
-def carry_out(
-    steps: Sequence[Step],
-    just: Sequence[str],
-    gpus: int = 1,
-    allow_missing: bool = False,
-    extra: Callable[[Sequence[str]], Sequence[str]] = lambda words: (),
-    only: str = "",
-) -> int:
-    """Do what is not done yet; return the exit status: 0, 1 where steps failed, or that of a signal.
+@dataclass(frozen=True)
+class Options:
+    """What holds for all steps.
+
+    Attributes:
+        gpus: processes that share the work of a step.
+        jobs: folds that train at the same time.
+        allow_missing: go on although official clips are missing.
+        extra: gin overrides for a recipe and its arguments, on top of the plan's own.
+    """
+
+    gpus: int = 1
+    jobs: int = 1
+    allow_missing: bool = False
+    extra: Callable[[Sequence[str]], Sequence[str]] = lambda words: ()
+
+
+def carry_out(steps: Sequence[Step], just: Sequence[str], options: Options | None = None, only: str = "") -> int:
+    """Do what is not done yet; return the exit status: 0, 1 where steps are open, or that of a signal.
 
     Args:
         steps: in order.
         just: the command that runs a recipe.
-        gpus: processes that share the work of a step.
-        allow_missing: go on although official clips are missing.
-        extra: overrides for a recipe and its arguments, on top of the plan's own.
-        only: steps whose names hold this; what others have left behind is known.
+        options: for all steps.
+        only: how the names of the steps to do begin; what others have left behind is known.
 
     Raises:
-        UserError: a step that names one which does not come before it, or another process carries out a plan here.
+        UserError: a step that needs one which does not come before it, or a plan is being carried out here.
     """
     check(steps)
-    done: dict[str, dict[str, Any]] = {}
-    with locked(folder() / ".lock", f"{folder()}: a plan is being carried out here; wait for it or stop it"):
-        for number, step in enumerate(steps, start=1):
-            if before := record(step):
-                done[step.name] = before
+    options = options or Options()
+    chosen = [step for step in steps if step.name.startswith(only)]
+    busy = f"{folder()}: a plan is being carried out here, by a process that holds its lock; wait for it or stop it"
+    with locked(folder() / ".lock", busy) as lock:
+        for step, runs, record in progress(steps, options):
+            if step not in chosen or record.done:
                 continue
-            if only not in step.name:
-                continue
-            label = f"[{number}/{len(steps)}] {step.name}"
-            if step.unless is not None and step.unless.exists():
-                print(f"{label}: not needed, {step.unless} is there", flush=True)
-                continue
-            if lacking := [name for name in step.needs if name not in done]:
+            label = f"[{chosen.index(step) + 1}/{len(chosen)}] {step.name}"
+            if lacking := [name for name in step.needs if name not in runs]:
                 print(f"{label}: left out, it needs {', '.join(lacking)}", flush=True)
                 continue
-            print(f"{label}: {step.hours:.1f} h expected, {log_of(step)}", flush=True)
-            started, run = time.time(), ""
-            log_of(step).unlink(missing_ok=True)
-            for command in step.commands:
-                words = prepared(command, {name: one["run"] for name, one in done.items()}, gpus, allow_missing, extra)
-                status, stopped = execute([*just, *words], log_of(step))
+            print(f"{label}: {step.hours:.1f} h expected, {record.log}", flush=True)
+            while not record.done:
+                status, stopped = record.advance(just, lock.fileno())
                 if stopped:
                     print(f"stopped in {step.name}; the same command goes on")
                     return stopped
                 if status:
-                    print(f"{label}: failed: {last_line(log_of(step))}", flush=True)
+                    print(f"{label}: failed: {last_line(record.log)}", flush=True)
                     break
-                run = left_behind(words) or run
             else:
-                hours = (time.time() - started) / 3600
-                done[step.name] = entry = {"commands": list(step.commands), "hours": round(hours, 4), "run": run}
-                write_json(folder() / f"{step.name}.json", entry)
-                print(f"{label}: done in {entry['hours']:.2f} h", flush=True)
-    wanted = [step for step in steps if only in step.name and not (step.unless and step.unless.exists())]
-    if rest := [step.name for step in wanted if step.name not in done]:
-        print(f"{len(rest)} of {len(wanted)} steps are open: {some(rest)}; mend that and give the same command again")
+                print(f"{label}: done in {record.hours:.2f} h", flush=True)
+    rest = [step.name for step, _, record in progress(steps, options) if step in chosen and not record.done]
+    if rest:
+        print(f"{len(rest)} of {len(chosen)} steps are open: {some(rest)}; mend that and give the same command again")
         return 1
-    print(f"all {len(wanted)} steps are done")
+    print(f"all {len(chosen)} steps are done")
     return 0
 
 
@@ -122,50 +120,123 @@ def check(steps: Sequence[Step]) -> None:
         known.add(step.name)
 
 
-def prepared(
-    command: str,
-    runs: dict[str, str],
-    gpus: int,
-    allow_missing: bool,
-    extra: Callable[[Sequence[str]], Sequence[str]],
-) -> list[str]:
-    """Return the words for `just`: variables, recipe and arguments, runs by their names."""
-    words = [runs[word[1:]] if word.startswith("@") else word for word in shlex.split(command)]
-    place = next(place for place, word in enumerate(words) if "=" not in word)
-    recipe, arguments = words[place], words[place + 1 :]
-    variables = [f"gpus={gpus}"] if gpus > 1 and recipe in SHARED_WORK else []
-    variables += ["allow_missing=1"] if allow_missing and recipe == "prepare" else []
-    overrides = extra([recipe, *arguments]) if recipe in GIN_RECIPES else ()
+class Record:
+    """How far a step has come; written after each of its commands.
+
+    Args:
+        name: of the step.
+        commands: their words for `just`, runs of other steps by their names. A record of other commands is void.
+
+    Attributes:
+        through: commands that went through.
+        hours: they took.
+        run: that they left behind, or "".
+    """
+
+    def __init__(self, name: str, commands: list[list[str]]):
+        self.commands = commands
+        self.path, self.log = (folder() / f"{name}.{ending}" for ending in ("json", "log"))
+        self.through, self.hours, self.run = 0, 0.0, ""
+        try:
+            known = read_json(self.path) if self.path.is_file() else {}
+            if (
+                known
+                and known["commands"] == commands
+                and (not known["run"] or (outputs_folder() / known["run"]).is_dir())
+            ):
+                self.through, self.hours, self.run = known["through"], known["hours"], known["run"]
+        except (UserError, KeyError, TypeError):
+            pass  # damaged: the step is done again
+
+    @property
+    def done(self) -> bool:
+        """Whether all commands went through."""
+        return self.through == len(self.commands)
+
+    def advance(self, just: Sequence[str], lock: int) -> tuple[int, int]:
+        """Give the next command; return its exit status, and that of a signal that stopped us."""
+        if not self.through:
+            self.log.unlink(missing_ok=True)
+        words = [self.run if word == "last" and self.run else word for word in self.commands[self.through]]
+        begun = time.time()
+        status, stopped, said = execute([*just, *words], self.log, lock)
+        if not status and not stopped and (recipe := recipe_of(words)) in ("train", "cv"):
+            self.run = left_behind(recipe, words, said)
+            if not self.run:
+                with self.log.open("a") as file:
+                    file.write("error: the command names no run that it has left behind\n")
+                status = 1
+        if not status and not stopped:
+            self.through += 1
+            self.hours = round(self.hours + (time.time() - begun) / 3600, 4)
+            content = {"commands": self.commands, "through": self.through, "hours": self.hours, "run": self.run}
+            write_json(self.path, content)
+        return status, stopped
+
+
+def progress(steps: Sequence[Step], options: Options) -> Iterator[tuple[Step, dict[str, str], Record]]:
+    """Yield each step with the runs of those done before it, by name of step, and its record."""
+    runs: dict[str, str] = {}
+    for step in steps:
+        record = Record(step.name, [prepared(command, runs, options) for command in step.commands])
+        yield step, runs, record
+        if record.done:
+            runs[step.name] = record.run
+
+
+def prepared(command: str, runs: dict[str, str], options: Options) -> list[str]:
+    """Return the words for `just`: variables, recipe and arguments, runs by their names where they are known."""
+    words = [runs.get(word[1:], word) if word.startswith("@") else word for word in shlex.split(command)]
+    recipe = recipe_of(words)
+    variables = [f"gpus={options.gpus}"] if options.gpus > 1 and recipe in SHARED_WORK else []
+    variables += [f"jobs={options.jobs}"] if options.jobs > 1 and recipe == "cv" else []
+    variables += ["allow_missing=1"] if options.allow_missing and recipe == "prepare" else []
+    overrides = options.extra(words[words.index(recipe) :]) if recipe in GIN_RECIPES else ()
     return [*variables, *words, *overrides]
 
 
-def execute(command: Sequence[str], log: Path) -> tuple[int, int]:
-    """Run a command with its output at the end of a log; return its status, and that of a signal that stopped us."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+def recipe_of(words: Sequence[str]) -> str:
+    """Return the first word that is no variable."""
+    return next(word for word in words if "=" not in word)
+
+
+def execute(command: Sequence[str], log: Path, lock: int) -> tuple[int, int, str]:
+    """Run a command with its output at the end of a log.
+
+    The command holds the lock, too: should this process be killed, no other begins before the command has ended.
+
+    Returns:
+        Its exit status, that of a signal that stopped us or 0, and what it printed.
+    """
     with log.open("ab") as file, stop_requests() as stop:
         file.write(f"$ {shlex.join(command)}\n".encode())
         file.flush()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        begin = file.tell()
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lock,)
+        )  # fmt: skip
         told = False
-        while process.poll() is None:
-            if stop.signal and not told:
-                told = True
-                os.killpg(process.pid, signal.SIGTERM)  # training saves what it has, and ends
-            time.sleep(POLL_SECONDS)
-    return process.returncode, stop.status if stop.signal else 0
+        try:
+            while process.poll() is None:
+                if stop.signal and not told:
+                    told = True
+                    os.killpg(process.pid, signal.SIGTERM)  # training saves what it has, and ends
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:  # asked a second time
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    with log.open("rb") as file:
+        file.seek(begin)
+        said = file.read().decode(errors="replace")
+    return process.returncode, stop.status if stop.signal else 0, said
 
 
-def left_behind(words: Sequence[str]) -> str:
-    """Return the name of the run or cross-validation that a command has just trained, "" for other commands."""
-    if "train" in words:
-        return (outputs_folder() / "last").read_text().strip()
-    if "cv" in words:
-        last = (outputs_folder() / "last").read_text().strip()
-        for path in outputs_folder().glob(f"{words[words.index('cv') + 1]}-cv-*/eval/*/metrics.json"):
-            figures = read_json(path)
-            if figures["folds"][-1]["run"] == last:
-                return figures["run"]
-    return ""
+def left_behind(recipe: str, words: Sequence[str], said: str) -> str:
+    """Return the name of the run or cross-validation that a command says it has trained, "" where it says none."""
+    experiment = words[list(words).index(recipe) + 1]
+    kind = "-cv" if recipe == "cv" else r"(?:-fold\d+)?"
+    named = re.findall(rf"(?<![\w-]){re.escape(experiment)}{kind}-s\d+-[0-9a-f]{{6}}(?![\w-])", said)
+    return named[-1] if named else ""
 
 
 def folder() -> Path:
@@ -173,36 +244,22 @@ def folder() -> Path:
     return outputs_folder() / "plan"
 
 
-def log_of(step: Step) -> Path:
-    """Return the path of a step's log."""
-    return folder() / f"{step.name}.log"
-
-
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says something."""
+    """Return the last error of a log, or its last line that says something."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ") and not line.startswith("error: recipe ")]
     return (errors or lines or [""])[-1][:300]
 
 
-def record(step: Step) -> dict[str, Any]:
-    """Return what is recorded of a step that is done: commands, hours, run; nothing where its commands have changed."""
-    path = folder() / f"{step.name}.json"
-    if not path.is_file():
-        return {}
-    known = read_json(path)
-    good = isinstance(known, dict) and {"commands", "hours", "run"} <= known.keys()
-    return known if good and known["commands"] == list(step.commands) else {}
-
-
-def table(steps: Sequence[Step]) -> str:
-    """Return a table of all steps: expected hours and memory, measured hours, commands."""
-    width = max(len(step.name) for step in steps)
+def table(steps: Sequence[Step], options: Options | None = None, only: str = "") -> str:
+    """Return a table: expected hours and memory, measured hours, commands."""
+    rows = [(s, record) for s, _, record in progress(steps, options or Options()) if s.name.startswith(only)]
+    width = max(len(step.name) for step, _ in rows)
     lines = [f"{'step':{width}}  expected h  GPU GiB  measured h  commands"]
-    for step in steps:
-        measured = f"{hours:.2f}" if (hours := record(step).get("hours")) is not None else ""
+    for step, record in rows:
+        measured = f"{record.hours:.2f}" if record.done else f"{record.through} of {len(step.commands)}"
+        measured = measured if record.through else ""
         commands = "; ".join(f"just {command}" for command in step.commands)
         lines.append(f"{step.name:{width}}  {step.hours:10.1f}  {step.gib:7.0f}  {measured:>10}  {commands}")
-    total = sum(step.hours for step in steps)
-    lines.append(f"{'all':{width}}  {total:10.1f}  {max(step.gib for step in steps):7.0f}")
-    return "\n".join(lines)
+    total, most = sum(step.hours for step, _ in rows), max(step.gib for step, _ in rows)
+    return "\n".join([*lines, f"{'all':{width}}  {total:10.1f}  {most:7.0f}"])

@@ -3,6 +3,7 @@
 What a rehearsal prints as figures means nothing; that every step goes through is all it shows.
 """
 
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,14 +37,15 @@ SMALL = {  # in place of what an experiment says, where it says it
 
 def prepare(home: Path) -> None:
     """Make recordings and encoders in a folder that then serves as ``$SER_HOME``; what is there stays."""
+    if not (home / "raw").is_dir():
+        part = home / "unfinished"
+        shutil.rmtree(part, ignore_errors=True)
+        for corpus in ("crema_d", "ravdess"):
+            make_corpus(part, corpus)
+        make_encoders(home / "data/encoders")
+        (part / "raw").rename(home / "raw")  # last: what is there is whole
     for corpus in ("crema_d", "ravdess"):
-        raw = home / "raw" / corpus
-        if not raw.is_dir():
-            make_corpus(home, corpus)
-        metadata.remember_raw(corpus, raw, missing=0)
-    encoders = home / "data/encoders"
-    if not encoders.is_dir():
-        make_encoders(encoders)
+        metadata.remember_raw(corpus, home / "raw" / corpus, missing=0)
 
 
 def overrides(words: Sequence[str]) -> list[str]:

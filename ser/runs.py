@@ -135,7 +135,7 @@ class Trained:
 
     @property
     def began_on(self) -> list[str]:
-        """The corpora of the run that training began with, if it began with one."""
+        """The other corpora that the run which training began with has heard, if it began with one."""
         return list((self.checkpoint["state"].get("start") or {}).get("corpora", []))
 
     @property

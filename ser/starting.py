@@ -23,8 +23,8 @@ class Start:
     """A trained run to begin with.
 
     Attributes:
-        facts: what a checkpoint keeps of it: ``run``, ``corpora`` that it was trained on (those of its own start among
-            them), ``sha256`` of its checkpoint.
+        facts: what a checkpoint keeps of it: ``run``, other ``corpora`` that it was trained on (those of its own start
+            among them), ``sha256`` of its checkpoint.
         weights: what it learned.
         labels: of its outputs.
         encoder: facts of the pretrained encoder inside, or None.
@@ -54,12 +54,15 @@ def read_start(name: str, protocol: Protocol) -> Start:
         raise UserError(f"train/start: {folder.name} is not finished; go on with: just resume {folder.name}")
     content = checkpoints.load(path)
     own = content["protocol"]
-    others = {speaker.partition(":")[0] for speaker in content["train_speakers"] if ":" in speaker}
+    speakers = {speaker for speaker in content["train_speakers"] if speaker}
+    others = set(own.get("extra", [speaker.partition(":")[0] for speaker in speakers if ":" in speaker]))
     others |= set((content["state"].get("start") or {}).get("corpora", []))
     same = own["corpus"] == protocol.corpus and (own["scheme"], own["fold"], own["split_sha256"]) == (
         protocol.scheme, protocol.fold, protocol.split.sha256
     )  # fmt: skip
-    if protocol.corpus in others or (own["corpus"] == protocol.corpus and not same):
+    judges = {clip.speaker for part in ("val", "test") for clip in protocol.members[part]}
+    heard = same and protocol.split.speaker_independent and bool(speakers & judges)  # a probe that was solved again
+    if protocol.corpus in others or heard or (own["corpus"] == protocol.corpus and not same):
         raise UserError(
             f"train/start: {folder.name} was trained on {protocol.corpus}, too, and may know speakers that "
             f"{protocol.describe()} validates or tests on; begin with a run on another corpus, or on the same split "
@@ -67,17 +70,17 @@ def read_start(name: str, protocol: Protocol) -> Start:
         )
     facts = {
         "run": folder.name,
-        "corpora": sorted({own["corpus"], *others}),
+        "corpora": sorted({own["corpus"], *others} - {protocol.corpus}),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    return Start(facts, content["model"], tuple(content["labels"]), content["encoder"])
+    return Start(facts, content["model"], tuple(content["labels"]), content.get("encoder"))
 
 
 @torch.no_grad()
 def begin_with(model: Classifier, start: Start) -> None:
     """Give a model what a run of the same network has learned.
 
-    Statistics of normalisation are left as they are: they belong to a corpus. So is the last layer where the labels
+    The statistics of ``InputNorm`` are left as they are: they belong to a corpus. So is the last layer where the labels
     differ, and what of an encoder the run had left frozen.
 
     Raises:

@@ -155,6 +155,7 @@ def protocol_facts(protocol: Protocol) -> dict[str, Any]:
     labels = "".join(f"{clip.speaker} {clip.emotion} {protocol.soft_target(clip)}\n" for _, clip in members)
     return {
         "corpus": protocol.corpus,
+        "extra": list(protocol.extra),
         "scheme": protocol.scheme,
         "fold": protocol.fold,
         "label_source": protocol.label_source,

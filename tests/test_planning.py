@@ -13,24 +13,27 @@ from conftest import PROJECT, command, one_error_line
 
 from ser import config, plan, planning, rehearsal
 from ser.errors import UserError
-from ser.planning import Step, carry_out
+from ser.planning import Options, Step, carry_out
 
 JUST = """#!/bin/bash
-# notes its arguments; fails where a file says so; train and cv leave a run behind
+# notes its arguments; fails where a file says so; train and cv say what run they leave behind
 echo "$*" >> "$SER_HOME/calls"
 for word in "$@"; do
     if [ "$word" = sleep ]; then trap 'echo told >> "$SER_HOME/calls"; exit 75' TERM; sleep 30 & wait; fi
     if [ "$word" = "$(cat "$SER_HOME/broken" 2>/dev/null)" ]; then echo "error: $word is broken" >&2; exit 2; fi
 done
-mkdir -p "$SER_HOME/outputs"
-if [[ "$*" == *train* ]]; then echo "run-of-${@: -1}" > "$SER_HOME/outputs/last"; fi
+echo other-run-s1-000000 > "$SER_HOME/outputs/last"  # somebody else trains meanwhile
+if [[ "$*" == *"train "* ]]; then mkdir -p "$SER_HOME/outputs/model-fold1-s1-abcdef"; fi
+if [[ "$*" == *"train mute"* ]]; then exit 0; fi
+if [[ "$*" == *"train "* ]]; then echo "training $SER_HOME/outputs/model-fold1-s1-abcdef"; fi
 if [[ "$*" == *"cv "* ]]; then
-    echo fold6 > "$SER_HOME/outputs/last"
-    mkdir -p "$SER_HOME/outputs/model-cv-s1-abc/eval/x"
-    echo '{"run": "model-cv-s1-abc", "folds": [{"run": "fold1"}, {"run": "fold6"}]}' \\
-        > "$SER_HOME/outputs/model-cv-s1-abc/eval/x/metrics.json"
+    mkdir -p "$SER_HOME/outputs/model-cv-s1-123456"
+    echo "training $SER_HOME/outputs/model-fold6-s1-fedcba"
+    echo "model-cv-s1-123456: all folds"
 fi
 """
+
+RUN, FOLDS = "model-fold1-s1-abcdef", "model-cv-s1-123456"
 
 
 @pytest.fixture
@@ -61,8 +64,8 @@ STEPS = [
 def test_each_step_is_done_once_in_order_and_runs_go_by_their_names(just, tmp_path, capsys):
     assert carry_out(STEPS, just) == 0
     assert calls(tmp_path) == [
-        "prepare ravdess", "train model", "eval last", 'cv model a/b = "c d"',
-        "ensemble run-of-model model-cv-s1-abc", "summary",
+        "prepare ravdess", "train model", f"eval {RUN}", 'cv model a/b = "c d"',
+        f"ensemble {RUN} {FOLDS}", "summary",
     ]  # fmt: skip
     assert "all 5 steps are done" in capsys.readouterr().out
     assert "$ " + just[0] + " train model" in (tmp_path / "outputs/plan/net.log").read_text()
@@ -80,34 +83,100 @@ def test_a_failure_keeps_back_only_what_needs_it(just, tmp_path, capsys):
     assert "2 of 5 steps are open: net, both" in said
     (tmp_path / "broken").unlink()
     assert carry_out(STEPS, just) == 0
-    assert calls(tmp_path) == ["train model", "eval last", "ensemble run-of-model model-cv-s1-abc"]
+    assert calls(tmp_path) == [
+        "train model",
+        f"eval {RUN}",
+        f"ensemble {RUN} {FOLDS}",
+    ]
 
 
 def test_other_commands_make_a_step_anew(just, tmp_path):
     assert carry_out(STEPS[:2], just) == 0
     calls(tmp_path)
-    assert carry_out([STEPS[0], Step("net", ("train other",), 1, 2)], just) == 0
-    assert calls(tmp_path) == ["train other"]
+    assert carry_out([STEPS[0], Step("net", ("train model x",), 1, 2)], just) == 0
+    assert calls(tmp_path) == ["train model x"]
 
 
 def test_options_reach_the_recipes_that_know_them(just, tmp_path):
-    assert carry_out(STEPS, just, gpus=4, allow_missing=True, extra=lambda words: [f"n = {len(words)}"]) == 0
+    assert carry_out(STEPS, just, Options(4, 3, True, lambda words: [f"n = {len(words)}"])) == 0
     assert calls(tmp_path) == [
-        "allow_missing=1 prepare ravdess", "gpus=4 train model n = 2", "eval last", 'gpus=4 cv model a/b = "c d" n = 3',
-        "ensemble run-of-n = 2 model-cv-s1-abc", "summary",
+        "allow_missing=1 prepare ravdess", "gpus=4 train model n = 2", f"eval {RUN}",
+        'gpus=4 jobs=3 cv model a/b = "c d" n = 3',
+        f"ensemble {RUN} {FOLDS}", "summary",
     ]  # fmt: skip
 
 
-def test_only_some_steps_and_those_that_a_file_makes_needless(just, tmp_path, capsys):
-    there = tmp_path / "there"
-    there.touch()
-    steps = [Step("load", ("download ravdess",), 1, 0, unless=there), *STEPS]
-    assert carry_out(steps, just, only="o") == 1
-    assert calls(tmp_path) == ['cv model a/b = "c d"', "summary"]
-    assert "both: left out, it needs net" in capsys.readouterr().out
-    assert carry_out(steps, just) == 0
-    assert "load: not needed" in capsys.readouterr().out
-    assert calls(tmp_path) == ["prepare ravdess", "train model", "eval last", "ensemble run-of-model model-cv-s1-abc"]
+def test_only_steps_whose_names_begin_so(just, tmp_path, capsys):
+    assert carry_out(STEPS, just, only="o") == 0
+    assert calls(tmp_path) == ["summary"]
+    assert carry_out(STEPS, just, only="both") == 1
+    assert "both: left out, it needs net, folds" in capsys.readouterr().out
+    assert carry_out(STEPS, just) == 0
+    assert "summary" not in calls(tmp_path)
+
+
+def test_a_step_goes_on_behind_the_command_that_went_through(just, tmp_path):
+    (tmp_path / "broken").write_text("eval")
+    assert carry_out(STEPS[:2], just) == 1
+    (tmp_path / "broken").unlink()
+    calls(tmp_path)
+    assert carry_out(STEPS[:2], just) == 0
+    assert calls(tmp_path) == [f"eval {RUN}"]
+
+
+def test_a_step_may_need_another_without_its_run(just, tmp_path, capsys):
+    (tmp_path / "broken").write_text("prepare")
+    steps = [STEPS[0], Step("net", ("train model",), 1, 2, after=("table",))]
+    assert carry_out(steps, just) == 1
+    assert "net: left out, it needs table" in capsys.readouterr().out
+    assert calls(tmp_path) == ["prepare ravdess"]
+
+
+def test_other_members_make_an_ensemble_anew_and_so_does_a_run_that_is_gone(just, tmp_path):
+    assert carry_out(STEPS, just) == 0
+    calls(tmp_path)
+    (tmp_path / "outputs/model-cv-s1-123456").rmdir()
+    assert carry_out(STEPS, just) == 0
+    assert calls(tmp_path) == ['cv model a/b = "c d"']
+
+
+def test_a_command_that_leaves_no_run_behind_has_failed(just, tmp_path, capsys):
+    assert carry_out([Step("net", ("train mute",), 1, 1)], just) == 1
+    assert "net: failed: error: the command names no run" in capsys.readouterr().out
+
+
+def test_while_a_command_of_a_killed_plan_runs_no_other_begins(just, tmp_path):
+    code = f"from ser.planning import Step, carry_out; carry_out([Step('b', ('sleep',), 1, 1)], {just!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.DEVNULL)
+    wait_for(tmp_path, "sleep")
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="a plan is being carried out here"):
+        carry_out(STEPS, just)
+    (child,) = [
+        int(line)
+        for line in subprocess.run(["pgrep", "-f", f"{just[0]} sleep"], capture_output=True, text=True).stdout.split()
+    ]
+    os.killpg(child, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            assert carry_out(STEPS[:1], just) == 0
+            return
+        except UserError:
+            time.sleep(0.1)
+    raise AssertionError("the lock outlives the command")
+
+
+def wait_for(folder, word: str) -> None:
+    """Wait until a call was noted, and the child has set its trap."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (folder / "calls").is_file() and word in (folder / "calls").read_text():
+            time.sleep(0.3)
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{word} was not called")
 
 
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(just, tmp_path):
@@ -116,9 +185,7 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(just, tmp_path):
         f"sys.exit(carry_out([Step('a', ('summary',), 1, 1), Step('b', ('sleep',), 1, 1)], {just!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-    while "sleep" not in (tmp_path / "calls").read_text() if (tmp_path / "calls").is_file() else True:
-        time.sleep(0.02)
-    time.sleep(0.2)  # until the child has set its trap
+    wait_for(tmp_path, "sleep")
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 75
@@ -184,5 +251,5 @@ def test_the_list_shows_hours_memory_and_commands(tmp_path):
     assert "cv ravdess_ecapa" in listed
     assert "GPU GiB" in listed
     done = command("plan.py", "just", "Justfile", "--only", "nothing", home=tmp_path)
-    assert "no step's name holds this" in one_error_line(done)
+    assert "no step's name begins so" in one_error_line(done)
     assert not os.listdir(tmp_path)

@@ -9,6 +9,7 @@ from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluating import evaluate
 from ser.files import run_folder
+from ser.folds import cross_validate
 from ser.workbench import set_up
 
 SMALL = ["track/wandb = 'off'", "train/epochs = 1", "train/batch_size = 16"]
@@ -124,3 +125,33 @@ def test_another_network_and_an_unfinished_run_are_refused(encoded, trained_home
     unfinished = interrupt(monkeypatch, "crema_d_ecapa", *ECAPA, "train/epochs = 3")
     with pytest.raises(UserError, match="is not finished; go on with: just resume"):
         begun("ravdess_ecapa", *ECAPA, f"train/start = '{unfinished}'")
+
+
+def test_another_corpus_counts_without_names_of_speakers_too(trained_home):
+    first = make("crema_d_ecapa", *ECAPA, "data/extra = ['demo']")
+    path = run_folder(first) / "checkpoints/best.pt"
+    content = checkpoints.load(path)
+    content["train_speakers"] = [name for name in content["train_speakers"] if ":" not in name]  # as of unnamed ones
+    checkpoints.save(path, content)
+    with pytest.raises(UserError, match="was trained on demo, too"):
+        begun("demo_ecapa", *ECAPA, f"train/start = '{first}'")
+
+
+def test_a_probe_that_has_heard_validation_is_no_start_on_the_same_split(encoded, trained_home):
+    first = make("ravdess_stats_probe", "track/wandb = 'off'", "stats/refit = True")
+    with pytest.raises(UserError, match="may know speakers"):
+        begun("ravdess_stats_probe", "stats/solver = 'loop'", "stats/refit = False", f"train/start = '{first}'")
+
+
+def test_a_start_may_have_a_start_on_the_same_split(trained_home):
+    first = make("ravdess_ecapa", *ECAPA)
+    second = make("ravdess_ecapa", *ECAPA, f"train/start = '{first}'")
+    assert begun("ravdess_ecapa", *ECAPA, f"train/start = '{second}'")
+
+
+def test_folds_that_cannot_all_begin_are_refused_before_the_first_is_trained(trained_home):
+    first = make("ravdess_ecapa", *ECAPA)
+    before = sorted((trained_home / "outputs").iterdir())
+    with pytest.raises(UserError, match="fold 2 validates or tests on"):
+        cross_validate("ravdess_ecapa", [*ECAPA, f"train/start = '{first}'"], progress=False)
+    assert sorted((trained_home / "outputs").iterdir()) == before
