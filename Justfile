@@ -83,7 +83,7 @@ demo: _install
 [group('the whole job')]
 [no-cd]
 results CORPUS: _install
-    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1"
+    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1" ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
 
 # everything at full size on a GPU machine, unattended and resumable: just plan --list, just plan --rehearse, just plan
 [group('the whole job')]
