@@ -13,8 +13,8 @@ import numpy as np
 
 from ser import audio, config, metadata, schemes
 from ser.corpora import corpus as corpus_named
-from ser.files import write_json
-from ser.labels import EMOTIONS
+from ser.files import write_csv, write_json
+from ser.labels import EMOTIONS, label_set
 
 __all__ = ["FEWEST", "clip_names", "make_corpus", "overrides", "prepare", "synthetic_sound"]
 
@@ -42,6 +42,7 @@ def prepare(home: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
         for corpus in ("crema_d", "ravdess"):
             make_corpus(part, corpus)
+        make_votes(part / "raw/crema_d")
         make_encoders(home / "data/encoders")
         (part / "raw").rename(home / "raw")  # last: what is there is whole
     for corpus in ("crema_d", "ravdess"):
@@ -58,6 +59,20 @@ def overrides(words: Sequence[str]) -> list[str]:
         settings = config.load(arguments[0])
         known = {key for key in SMALL if settings.macro(key) is not None}
     return [f"{key} = {value!r}" for key, value in SMALL.items() if key in known]
+
+
+def make_votes(raw: Path) -> None:
+    """Write a ``tabulatedVotes.csv`` beside CREMA-D's clips: eight of ten raters hear what was meant."""
+    labels = label_set("crema_d")
+    rows = []
+    for clip in clip_names("crema_d"):
+        fields = corpus_named("crema_d").parse(clip)
+        assert fields is not None
+        meant = labels.index(fields["emotion"])
+        counts = [8 * (place == meant) + 2 * (place == (meant + 1) % len(labels)) for place in range(len(labels))]
+        letters = dict(zip("ADFHNS", counts, strict=True))  # the table's columns, in the order of the labels
+        rows += [{"": f"{kind}00001", **letters, "fileName": clip} for kind in (1, 3)]
+    write_csv(raw / "tabulatedVotes.csv", ("", *"ADFHNS", "fileName"), rows)
 
 
 def make_encoders(folder: Path) -> None:

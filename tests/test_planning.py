@@ -12,8 +12,11 @@ import pytest
 from conftest import PROJECT, command, one_error_line
 
 from ser import config, plan, planning, rehearsal
+from ser.corpora import parse_crema_d
+from ser.encoders import Pretrained
 from ser.errors import UserError
 from ser.planning import Options, Step, carry_out
+from ser.votes import plurality, read_votes
 
 JUST = """#!/bin/bash
 # notes its arguments; fails where a file says so; train and cv say what run they leave behind
@@ -244,6 +247,25 @@ def test_a_rehearsal_makes_everything_small():
     assert frames == [*small, "encoder/layers = [2]"]
     assert "ecapa/channels = 32" in rehearsal.overrides(["train", "ravdess_ecapa"])
     assert "encoder/layers = [2]" in rehearsal.overrides(["cv", "ravdess_hubert_attn"])
+
+
+def test_a_rehearsal_has_recordings_votes_and_encoders(tmp_path, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    rehearsal.prepare(tmp_path)
+    for corpus in ("ravdess", "crema_d"):
+        assert json.loads((tmp_path / f"data/{corpus}/local.json").read_text())["raw"] == str(tmp_path / "raw" / corpus)
+    votes = read_votes(tmp_path / "raw/crema_d/tabulatedVotes.csv")
+    assert set(votes) == set(rehearsal.clip_names("crema_d"))
+    assert all(plurality(one.voice) == parse_crema_d(clip)["emotion"] for clip, one in votes.items())
+    for source, bands in (("facebook/hubert-large-ll60k", None), ("openai/whisper-large-v3", 128)):
+        encoder = Pretrained(source, rehearsal.WIDTH, rehearsal.STATES).load()
+        assert bands is None or encoder.front_end.shape == (bands,)
+    made = (tmp_path / "raw").stat().st_mtime_ns
+    rehearsal.prepare(tmp_path)
+    assert (tmp_path / "raw").stat().st_mtime_ns == made
+    (tmp_path / "raw").rename(tmp_path / "unfinished")  # as if it had been stopped
+    rehearsal.prepare(tmp_path)
+    assert len(list((tmp_path / "raw").rglob("*.wav"))) == len(votes) + len(rehearsal.clip_names("ravdess"))
 
 
 def test_the_list_shows_hours_memory_and_commands(tmp_path):
