@@ -13,7 +13,7 @@ import numpy as np
 
 from ser import audio, config, metadata, schemes
 from ser.corpora import corpus as corpus_named
-from ser.files import write_csv, write_json
+from ser.files import corpus_folder, write_csv, write_json
 from ser.labels import EMOTIONS, label_set
 
 __all__ = ["FEWEST", "clip_names", "make_corpus", "overrides", "prepare", "synthetic_sound"]
@@ -45,8 +45,10 @@ def prepare(home: Path) -> None:
         make_votes(part / "raw/crema_d")
         make_encoders(home / "data/encoders")
         (part / "raw").rename(home / "raw")  # last: what is there is whole
+        part.rmdir()
     for corpus in ("crema_d", "ravdess"):
-        metadata.remember_raw(corpus, home / "raw" / corpus, missing=0)
+        if not (corpus_folder(corpus) / "local.json").is_file():  # the step `prepare` then counts what is missing
+            metadata.remember_raw(corpus, home / "raw" / corpus, missing=0)
 
 
 def overrides(words: Sequence[str]) -> list[str]:
@@ -78,7 +80,9 @@ def make_votes(raw: Path) -> None:
 def make_encoders(folder: Path) -> None:
     """Save a HuBERT and a Whisper with random weights under the names of the large ones."""
     from transformers import HubertConfig, HubertModel, WhisperConfig, WhisperModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     hubert = HubertConfig(
         hidden_size=WIDTH, num_hidden_layers=STATES - 1, num_attention_heads=2, intermediate_size=64,
         conv_dim=[32] * 7, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
@@ -96,6 +100,7 @@ def make_encoders(folder: Path) -> None:
         model.save_pretrained(folder / source)
         hears = {"feature_extractor_type": kind, "feature_size": 1, "do_normalize": True, "sampling_rate": 16_000}
         write_json(folder / source / "preprocessor_config.json", hears)
+    logging.enable_progress_bar()
 
 
 def make_corpus(
