@@ -43,7 +43,7 @@ def test_every_experiment_file_builds_and_runs_a_step(experiment, encoded, train
     built = config.build(config.load(experiment, small))
     for copy in built.features.copies:
         extract(read_table(built.protocol.corpus), copy, progress=False)
-    if built.features.cached and "_hubert_attn" in experiment:
+    if built.features.cached and ("hubert" in experiment or "whisper" in experiment):
         extract(read_table(built.protocol.corpus), built.features, progress=False)
     training.dry_run(built, steps=1)
     printed = capsys.readouterr().out
