@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Start:
     """A trained run to begin with.
 
     Attributes:
+        path: of its checkpoint.
         facts: what a checkpoint keeps of it: ``run``, other ``corpora`` that it was trained on (those of its own start
             among them), ``sha256`` of its checkpoint.
         weights: what it learned.
@@ -30,6 +32,7 @@ class Start:
         encoder: facts of the pretrained encoder inside, or None.
     """
 
+    path: Path
     facts: dict[str, Any]
     weights: dict[str, Tensor]
     labels: tuple[str, ...]
@@ -73,7 +76,7 @@ def read_start(name: str, protocol: Protocol) -> Start:
         "corpora": sorted({own["corpus"], *others} - {protocol.corpus}),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    return Start(facts, content["model"], tuple(content["labels"]), content.get("encoder"))
+    return Start(path, facts, content["model"], tuple(content["labels"]), content.get("encoder"))
 
 
 @torch.no_grad()
@@ -106,8 +109,8 @@ def begin_with(model: Classifier, start: Start) -> None:
             f"train/start: {run} has trained parts of the encoder that this run keeps frozen ({frozen[0]}, "
             f"{len(frozen)} in all); train as many layers: tune/layers"
         )
-    pretrained = {name for name in own if name.startswith("encoder.encoder.") and ".down" not in name}
+    pretrained = {name for name in own if name.startswith("encoder.encoder.") and not name.endswith((".down", ".up"))}
     needed = {name: value for name, value in own.items() if name not in left}
     lacking = pretrained - weights.keys()
-    checkpoints.check({n: v for n, v in needed.items() if n not in lacking}, weights, run_folder(run))
+    checkpoints.check({n: v for n, v in needed.items() if n not in lacking}, weights, start.path)
     model.load_state_dict(weights, strict=False)

@@ -101,6 +101,17 @@ def test_a_resumed_run_still_says_on_what_it_was_begun(trained_home, monkeypatch
     assert straight["state"]["start"]["run"] == first
 
 
+def test_a_run_may_be_named_by_its_path(trained_home, tmp_path):
+    first = make("crema_d_ecapa", *ECAPA)
+    away = run_folder(first).rename(tmp_path / "away")
+    assert begun("ravdess_ecapa", *ECAPA, f"train/start = '{away}'")
+    with pytest.raises(UserError, match=r"away/checkpoints/best.pt: weights of another model"):
+        begun("ravdess_ecapa", *ECAPA, "ecapa/channels = 24", f"train/start = '{away}'")
+    (away / "checkpoints/best.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"best.pt: not a whole checkpoint"):
+        begun("ravdess_ecapa", *ECAPA, f"train/start = '{away}'")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
