@@ -83,7 +83,7 @@ def carry_out(steps: Sequence[Step], just: Sequence[str], options: Options | Non
     chosen = [step for step in steps if step.name.startswith(only)]
     busy = f"{folder()}: a plan is being carried out here, by a process that holds its lock; wait for it or stop it"
     with locked(folder() / ".lock", busy) as lock:
-        for step, runs, record in progress(steps, options):
+        for step, runs, record in walk(steps, options):
             if step not in chosen or record.done:
                 continue
             label = f"[{chosen.index(step) + 1}/{len(chosen)}] {step.name}"
@@ -101,7 +101,7 @@ def carry_out(steps: Sequence[Step], just: Sequence[str], options: Options | Non
                     break
             else:
                 print(f"{label}: done in {record.hours:.2f} h", flush=True)
-    rest = [step.name for step, _, record in progress(steps, options) if step in chosen and not record.done]
+    rest = [step.name for step, _, record in walk(steps, options) if step in chosen and not record.done]
     if rest:
         print(f"{len(rest)} of {len(chosen)} steps are open: {some(rest)}; mend that and give the same command again")
         return 1
@@ -139,14 +139,12 @@ class Record:
         self.through, self.hours, self.run = 0, 0.0, ""
         try:
             known = read_json(self.path) if self.path.is_file() else {}
-            if (
-                known
-                and known["commands"] == commands
-                and (not known["run"] or (outputs_folder() / known["run"]).is_dir())
-            ):
-                self.through, self.hours, self.run = known["through"], known["hours"], known["run"]
-        except (UserError, KeyError, TypeError):
-            pass  # damaged: the step is done again
+            through, hours, run = int(known["through"]), float(known["hours"]), str(known["run"])
+            same = known["commands"] == commands and 0 < through <= len(commands)
+        except (UserError, KeyError, TypeError, ValueError):
+            return  # none, or damaged: the step is done anew
+        if same and (not run or (outputs_folder() / run).is_dir()):
+            self.through, self.hours, self.run = through, hours, run
 
     @property
     def done(self) -> bool:
@@ -160,13 +158,13 @@ class Record:
         words = [self.run if word == "last" and self.run else word for word in self.commands[self.through]]
         begun = time.time()
         status, stopped, said = execute([*just, *words], self.log, lock)
-        if not status and not stopped and (recipe := recipe_of(words)) in ("train", "cv"):
+        if not status and (recipe := recipe_of(words)) in ("train", "cv"):
             self.run = left_behind(recipe, words, said)
             if not self.run:
                 with self.log.open("a") as file:
                     file.write("error: the command names no run that it has left behind\n")
                 status = 1
-        if not status and not stopped:
+        if not status:  # also where a signal came as it ended: what went through is not given again
             self.through += 1
             self.hours = round(self.hours + (time.time() - begun) / 3600, 4)
             content = {"commands": self.commands, "through": self.through, "hours": self.hours, "run": self.run}
@@ -174,7 +172,7 @@ class Record:
         return status, stopped
 
 
-def progress(steps: Sequence[Step], options: Options) -> Iterator[tuple[Step, dict[str, str], Record]]:
+def walk(steps: Sequence[Step], options: Options) -> Iterator[tuple[Step, dict[str, str], Record]]:
     """Yield each step with the runs of those done before it, by name of step, and its record."""
     runs: dict[str, str] = {}
     for step in steps:
@@ -253,7 +251,7 @@ def last_line(log: Path) -> str:
 
 def table(steps: Sequence[Step], options: Options | None = None, only: str = "") -> str:
     """Return a table: expected hours and memory, measured hours, commands."""
-    rows = [(s, record) for s, _, record in progress(steps, options or Options()) if s.name.startswith(only)]
+    rows = [(s, record) for s, _, record in walk(steps, options or Options()) if s.name.startswith(only)]
     width = max(len(step.name) for step, _ in rows)
     lines = [f"{'step':{width}}  expected h  GPU GiB  measured h  commands"]
     for step, record in rows:

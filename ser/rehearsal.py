@@ -16,7 +16,7 @@ from ser.corpora import corpus as corpus_named
 from ser.files import corpus_folder, write_csv, write_json
 from ser.labels import EMOTIONS, label_set
 
-__all__ = ["FEWEST", "clip_names", "make_corpus", "overrides", "prepare", "synthetic_sound"]
+__all__ = ["FEWEST", "clip_names", "close", "make_corpus", "overrides", "prepare", "synthetic_sound"]
 
 # Speakers of both sexes such that every part and every fold of every scheme of the corpus gets at least one
 # (``test_splits.py`` holds this).
@@ -28,6 +28,7 @@ FEWEST = {
     "ravdess": ("01", "02", "03", "04", "06", "07", "08", "09", "10", "11", "15", "17", "20", "24"),
 }  # fmt: skip
 FOLDERS = {"crema_d": "", "demo": "{}", "ravdess": "Actor_{}"}  # where a speaker's clips lie
+FINISHED = "finished"
 WIDTH, STATES = 32, 4  # of the small encoders
 SMALL = {  # in place of what an experiment says, where it says it
     "encoder/width": WIDTH, "encoder/states": STATES, "encoder/layers": [2], "ecapa/channels": 32,
@@ -36,7 +37,12 @@ SMALL = {  # in place of what an experiment says, where it says it
 
 
 def prepare(home: Path) -> None:
-    """Make recordings and encoders in a folder that then serves as ``$SER_HOME``; what is there stays."""
+    """Make recordings and encoders in a folder that then serves as ``$SER_HOME``.
+
+    What an interrupted rehearsal has left there stays; one that went through says nothing of today's code, and goes.
+    """
+    if (home / FINISHED).is_file():
+        shutil.rmtree(home)
     if not (home / "raw").is_dir():
         part = home / "unfinished"
         shutil.rmtree(part, ignore_errors=True)
@@ -49,6 +55,11 @@ def prepare(home: Path) -> None:
     for corpus in ("crema_d", "ravdess"):
         if not (corpus_folder(corpus) / "local.json").is_file():  # the step `prepare` then counts what is missing
             metadata.remember_raw(corpus, home / "raw" / corpus, missing=0)
+
+
+def close(home: Path) -> None:
+    """Say that a rehearsal went through: the next begins anew."""
+    (home / FINISHED).touch()
 
 
 def overrides(words: Sequence[str]) -> list[str]:

@@ -210,9 +210,12 @@ def test_a_plan_that_cannot_work_is_refused(just, steps, message):
         carry_out(steps, just)
 
 
-def test_a_damaged_record_makes_the_step_anew(just, tmp_path):
+@pytest.mark.parametrize("damage", ["[]", "{", '{"through": 9}', '{"through": "x"}', '{"through": -1}'])
+def test_a_damaged_record_makes_the_step_anew(just, tmp_path, damage):
     assert carry_out(STEPS[:1], just) == 0
-    (tmp_path / "outputs/plan/table.json").write_text(json.dumps(["prepare"]))
+    path = tmp_path / "outputs/plan/table.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | json.loads(damage)) if damage.startswith('{"') else damage)
     calls(tmp_path)
     assert carry_out(STEPS[:1], just) == 0
     assert calls(tmp_path) == ["prepare ravdess"]
@@ -263,6 +266,10 @@ def test_a_rehearsal_has_recordings_votes_and_encoders(tmp_path, monkeypatch):
     made = (tmp_path / "raw").stat().st_mtime_ns
     rehearsal.prepare(tmp_path)
     assert (tmp_path / "raw").stat().st_mtime_ns == made
+    rehearsal.close(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    rehearsal.prepare(tmp_path)
+    assert not (tmp_path / "outputs").exists()
     (tmp_path / "raw").rename(tmp_path / "unfinished")  # as if it had been stopped
     rehearsal.prepare(tmp_path)
     assert len(list((tmp_path / "raw").rglob("*.wav"))) == len(votes) + len(rehearsal.clip_names("ravdess"))

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 
 from ser.errors import UserError, tool
 
@@ -39,13 +38,10 @@ def main() -> int | None:
     just = [arguments.just, "--justfile", arguments.justfile]
     if not arguments.rehearse:
         return planning.carry_out(steps, just, options, arguments.only)
-    finished = home / "finished"
-    if finished.is_file():  # a rehearsal that went through says nothing of today's code
-        shutil.rmtree(home)
     rehearsal.prepare(home)
     status = planning.carry_out(plan.full_plan(), just, options, arguments.only)
     if not status:
-        finished.touch()
+        rehearsal.close(home)
     return status
 
 

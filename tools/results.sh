@@ -3,7 +3,6 @@
 set -euo pipefail
 just=$1 justfile=$2 corpus=$3
 shift 3 # what is left says where the recordings are, and whether some may be missing
-where=("$@")
 
 run() {
     printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
@@ -12,7 +11,7 @@ run() {
 
 case $corpus in
 ravdess)
-    run "${where[@]}" prepare ravdess
+    run "$@" prepare ravdess
     run extract ravdess whisper_tiny_en 'encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
     run train ravdess_stats_probe_copies
     run eval last
@@ -22,7 +21,7 @@ ravdess)
     run cv ravdess_stats_probe 'stats/normalisation = "speaker"'
     ;;
 crema_d)
-    run "${where[@]}" prepare crema_d
+    run "$@" prepare crema_d
     run extract crema_d whisper_tiny_en
     run train crema_d_stats_probe
     run part=val eval last
