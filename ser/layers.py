@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ser.errors import UserError, nearest
 
 __all__ = [
+    "COMBINED",
     "NORMALISATIONS",
     "AttentiveStatistics",
     "CosineHead",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 NORMALISATIONS = ("corpus", "speaker", "clip", "none")
+COMBINED = ("join", "sum")  # what becomes of an encoder's layers: side by side, or a learned weighted sum
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from ser.batches import Batch
 from ser.errors import UserError, nearest
 from ser.interfaces import Solvable
-from ser.layers import InputNorm, LayerSum, Speakers
+from ser.layers import COMBINED, InputNorm, LayerSum, Speakers
 
 __all__ = ["StatsProbe"]
 
-LAYERS = ("join", "sum")
 SOLVERS = ("closed_form", "loop")
 NORMALISATIONS = ("corpus", "speaker", "none")
 NEVER = -30.0  # logit of a class that training has not met
@@ -56,8 +55,8 @@ class StatsProbe(Solvable):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if combine not in LAYERS:
-            raise UserError(f"StatsProbe.combine is '{combine}'{nearest(combine, LAYERS)}")
+        if combine not in COMBINED:
+            raise UserError(f"StatsProbe.combine is '{combine}'{nearest(combine, COMBINED)}")
         if solver not in SOLVERS:
             raise UserError(f"StatsProbe.solver is '{solver}'{nearest(solver, SOLVERS)}")
         if normalisation not in NORMALISATIONS:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from ser.adapting import Adapted
 from ser.errors import UserError, nearest
 from ser.interfaces import Classifier
-from ser.layers import RunningNorm, Speakers, masked_mean_std
+from ser.layers import COMBINED, RunningNorm, Speakers, masked_mean_std
 
 __all__ = ["WhisperPrompt"]
-
-COMBINED = ("sum", "join")
 
 
 class WhisperPrompt(Classifier):
