@@ -4,7 +4,6 @@ Shapes: B clips, L layers, T frames, D features of a frame, C classes; ``lengths
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ser.adapting import Adapted
 from ser.errors import UserError
 from ser.interfaces import Classifier
-from ser.layers import AttentiveStatistics, InputNorm, LayerSum, RunningNorm, Speakers
+from ser.layers import AttentiveStatistics, InputNorm, LayerSum, RunningNorm, Speakers, clip_mask, places
 
 __all__ = ["HubertAttn"]
 
@@ -97,13 +96,29 @@ class HubertAttn(Classifier):
 
 
 def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
-    """Run an LSTM over each clip's own frames x [B, T, D]; the result [B, T, H] is zero after a clip's end."""
-    # The CPU has no packed LSTM in half precision.
-    with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext():
-        x = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
-        # Sorted and begun by hand: what torch makes for that would stay on one device in an exported model.
-        order = lengths.argsort(descending=True)
-        packed = pack_padded_sequence(x.index_select(0, order), lengths.index_select(0, order).cpu(), batch_first=True)
-        begin = torch.zeros_like(x[:, 0, :1]).expand(2 * lstm.num_layers, x.shape[0], lstm.hidden_size).contiguous()
-        out, _ = pad_packed_sequence(lstm(packed, (begin, begin))[0], batch_first=True, total_length=x.shape[1])
-        return out.index_select(0, order.argsort())
+    """Run a bidirectional LSTM over each clip's own frames x [B, T, D]; the result [B, T, 2H] is zero after its end.
+
+    On a CPU an LSTM over padded clips is several times as fast as one over packed clips. So each direction runs alone
+    there, the second over clips turned round: both meet a clip's frames before its padding. A GPU packs as fast.
+    """
+    if x.is_cuda:
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+    inside = clip_mask(lengths, x.shape[1])
+    steps = places(x.shape[1], x)
+    turned = torch.where(inside, lengths[:, None] - 1 - steps, steps)[..., None]
+    # In half precision it would be slower.
+    with torch.autocast("cpu", enabled=False):
+        x = x.to(lstm.weight_ih_l0.dtype)
+        for layer in range(lstm.num_layers):
+            ahead = one_way(lstm, x, f"_l{layer}")
+            behind = one_way(lstm, x.gather(1, turned.expand_as(x)), f"_l{layer}_reverse")
+            x = torch.cat([ahead, behind.gather(1, turned.expand_as(behind))], -1)
+    return x * inside[..., None]
+
+
+def one_way(lstm: nn.LSTM, x: Tensor, name: str) -> Tensor:
+    """Run one direction of one layer of an LSTM over padded clips [B, T, D]: [B, T, H]."""
+    weights = [getattr(lstm, kind + name) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    begin = torch.zeros_like(x[:, 0, :1]).expand(1, -1, lstm.hidden_size)
+    return torch.lstm(x, [begin, begin], weights, True, 1, 0.0, lstm.training, False, True)[0]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from encoder_factory import noises, padded
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser.adapting import Adapted
 from ser.errors import UserError
-from ser.hubert_attn import HubertAttn
+from ser.hubert_attn import HubertAttn, recurrent
 from ser.interfaces import Classifier
 from ser.layers import Speakers
 from ser.optim import kept
@@ -87,6 +87,27 @@ def test_clips_of_up_to_thirty_seconds_are_answered(sources, family):
     logits = model(*hear(model, noises([LONGEST, SHORTEST])))
     assert logits.shape == (2, 3)
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_lstm_is_that_of_torch_over_packed_clips(layers, training):
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(6, 4, layers, batch_first=True, bidirectional=True).train(training)
+    x, lengths = torch.randn(5, 30, 6), torch.tensor([12, 1, 28, 28, 3])
+    weights = torch.randn(5, 30, 8)
+
+    def packed(x):
+        clips = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(lstm(clips)[0], batch_first=True, total_length=30)[0]
+
+    def results(run):
+        own = x.clone().requires_grad_()
+        out = run(own)
+        return out, *torch.autograd.grad((out * weights).sum(), [own, *lstm.parameters()])
+
+    for own, reference in zip(results(lambda x: recurrent(lstm, x, lengths)), results(packed), strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
