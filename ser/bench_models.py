@@ -1,4 +1,4 @@
-"""``just bench models``: what short context, stored frames and our pooling gain; random weights, noise for sound."""
+"""``just bench models``: what short context, stored frames, our Bi-LSTM and pooling gain; random weights, noise."""
 
 import os
 import subprocess
@@ -18,10 +18,11 @@ LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
 SHORT, LONG = 4.0, 30.0  # seconds of context
 CLIPS = 4  # a batch
 POOLED = (32, 1536, 300)  # clips, channels, frames: what ECAPA-TDNN of 512 channels pools
+FRAMES = (32, 200, 1024)  # clips, frames, features: 4 s of HuBERT-Large before a Bi-LSTM of 128
 
 
 def models() -> list[Row]:
-    """Measure steps of Whisper-prompt by context, of HuBERT-attn by where frames come from, and attentive pooling."""
+    """Measure steps of Whisper-prompt by context, of HuBERT-attn by where frames come from, Bi-LSTM and pooling."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_encoders(home)
@@ -35,7 +36,7 @@ def models() -> list[Row]:
                 "HuBERT-attn: stored frames against end to end, s a step", step(*stored()), step(*inside(home)), 0.5
             ),
         ]
-    return [*rows, *pooling()]
+    return [*rows, recurrence(), *pooling()]
 
 
 Work = tuple[Any, Any, Any]  # model, inputs, lengths
@@ -119,6 +120,37 @@ def peak(folder: str, seconds: float) -> None:
     print(dist.peak_gib() - before)
 
 
+def timed(forward: Callable[[], Any]) -> Callable[[], float]:
+    """Return a function that goes forward and backward and returns its seconds."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        forward().sum().backward()
+        return time.perf_counter() - started
+
+    return once
+
+
+def recurrence() -> Row:
+    """Compare our way through a Bi-LSTM over clips of 2 to 4 s with torch's packed clips, forward and backward."""
+    import torch
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    from ser.hubert_attn import recurrent
+
+    torch.manual_seed(1)
+    clips, frames, width = FRAMES
+    lstm = torch.nn.LSTM(width, 128, batch_first=True, bidirectional=True)
+    x = torch.randn(*FRAMES, requires_grad=True)
+    lengths = torch.linspace(frames, frames // 2, clips).long()
+
+    def packed() -> Any:
+        return pad_packed_sequence(lstm(pack_padded_sequence(x, lengths, batch_first=True))[0], batch_first=True)[0]
+
+    ours, peer = timed(lambda: recurrent(lstm, x, lengths)), timed(packed)
+    return compare("Bi-LSTM over clips of 2-4 s, s forward and backward", ours, peer, 0.5, repeats=7)
+
+
 def pooling() -> list[Row]:
     """Compare our way through SpeechBrain's attentive statistics pooling with its own, forward and backward."""
     import torch
@@ -131,15 +163,6 @@ def pooling() -> list[Row]:
     pool = AttentiveStatisticsPooling(channels).train()
     x = torch.randn(*POOLED, requires_grad=True)
     lengths = torch.full((clips,), frames)
-
-    def timed(forward: Callable[[], Any]) -> Callable[[], float]:
-        def once() -> float:
-            started = time.perf_counter()
-            forward().sum().backward()
-            return time.perf_counter() - started
-
-        return once
-
     ours = timed(lambda: attentive_statistics(pool, x, lengths))
     peer = timed(lambda: pool(x, lengths / frames))
     row = compare("attentive statistics pooling, s forward and backward", ours, peer, 1.0, repeats=7)
