@@ -14,10 +14,12 @@ part := "test"
 labels := ""
 # clips of each speaker that `eval` normalises by, for models that do; all without it
 speaker_clips := ""
-# processes that share the work of `extract`, `train`, `resume` and each fold of `cv`; with GPUs, one each
+# processes that share the work of `extract`, `train`, `resume` and each training of `cv` and `ablate`; with GPUs, one each
 gpus := "1"
-# folds that `cv` trains at the same time
+# trainings of `cv` and `ablate` at the same time
 jobs := "1"
+# seeds of each variant of `ablate`
+seeds := "3"
 # 1: `eval` also speakers that the model was trained on; its figures are tagged
 seen := ""
 # 1: `cross` normalises by the other corpus's statistics, without its labels; its figures are tagged
@@ -171,6 +173,12 @@ resume RUN: _install
 [no-cd]
 cv EXP *OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/cv_train.py' "$@" --jobs '{{ jobs }}' --gpus '{{ gpus }}'
+
+# train with and without some changes, over seeds, and compare on validation: just seeds=3 ablate EXP 'a = 1' 'b = 2; c = 3'
+[group('3-5 training')]
+[no-cd]
+ablate EXP *CHANGES: _install
+    @'{{ python }}' '{{ tools }}/ablate.py' "$@" --seeds '{{ seeds }}' --jobs '{{ jobs }}' --gpus '{{ gpus }}'
 
 # hear and see what each augmentation does, to one sound: just augment-demo FILE
 [group('3-5 training')]

@@ -13,7 +13,7 @@ models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeli
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     reporting, augment_demo, probing, comparing, summary
-door      config, runs, evaluating, crossing, folds, ensembles, robustness, report
+door      config, runs, evaluating, crossing, launching, folds, ablating, ensembles, robustness, report
 delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
 whole     rehearsal, planning, plan
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,

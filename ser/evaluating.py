@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ser import evaluation, metrics
+from ser import checkpoints, evaluation, metrics
 from ser.batches import ClipReader, Source, check_labels, open_source
 from ser.errors import UserError, some
-from ser.experiment import Experiment
+from ser.experiment import Experiment, Run
+from ser.files import read_json
 from ser.interfaces import Solvable
 from ser.labels import label_set
 from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
+from ser.state import check_unchanged
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
 
-__all__ = ["about_run", "check_unseen", "evaluate", "made_with", "predict", "raters", "tags_of"]
+__all__ = ["about_run", "check_unseen", "evaluate", "evaluated", "made_with", "predict", "raters", "tags_of"]
 
 
 def evaluate(
@@ -171,6 +173,24 @@ def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -
             "(just seen=1 eval RUN scores it all the same, tagged)"
         )
     return ["speakers-seen"] if leaking or heard else []
+
+
+def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True) -> Path:
+    """Return the folder of a run's evaluation on a part of its protocol; one of today's weights and clips is kept.
+
+    Raises:
+        UserError: the run was made with other clips or another split; or as ``evaluate``.
+    """
+    best = checkpoints.load(run.best)
+    check_unchanged(run, experiment, best, run.best)
+    protocol = experiment.protocol
+    folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
+    if (folder / "metrics.json").is_file():
+        figures = read_json(folder / "metrics.json")
+        wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(protocol.part(part))}
+        if made_with(figures, best) and all(figures.get(name) == value for name, value in wanted.items()):
+            return folder
+    return evaluate(str(run.folder), part, progress=progress)[0]
 
 
 def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:

@@ -12,7 +12,17 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ser.adapting import Adapted
 from ser.errors import UserError
 from ser.interfaces import Classifier
-from ser.layers import AttentiveStatistics, InputNorm, LayerSum, RunningNorm, Speakers, clip_mask, places
+from ser.layers import (
+    AttentiveStatistics,
+    InputNorm,
+    LayerSum,
+    RunningNorm,
+    Speakers,
+    clip_mask,
+    full,
+    masked_mean_std,
+    places,
+)
 
 __all__ = ["HubertAttn"]
 
@@ -27,7 +37,7 @@ class HubertAttn(Classifier):
         encoder: what turns sound into frames; None for stored frames.
         hidden: size of each direction of the Bi-LSTM.
         lstm_layers: of the Bi-LSTM; 0 leaves it out.
-        attention: size of the attention.
+        attention: size of the attention; 0 for plain mean and deviation over time.
         dropout: on what goes into the Bi-LSTM and on the pooled statistics.
         normalisation: of stored frames, see ``layers.InputNorm``. With an encoder, of the pooled statistics:
             ``corpus``, ``speaker`` or ``none``, see ``layers.RunningNorm``.
@@ -48,7 +58,7 @@ class HubertAttn(Classifier):
         prior: float = 1.0,
     ):
         super().__init__()
-        if min(hidden, attention) < 1 or lstm_layers < 0:
+        if hidden < 1 or min(attention, lstm_layers) < 0:
             raise UserError(
                 f"HubertAttn: hidden {hidden}, attention {attention}, lstm_layers {lstm_layers} are too small"
             )
@@ -70,7 +80,7 @@ class HubertAttn(Classifier):
         if lstm_layers:
             self.lstm = nn.LSTM(width, hidden, lstm_layers, batch_first=True, bidirectional=True)
         size = 2 * hidden if lstm_layers else width
-        self.pool = AttentiveStatistics(size, attention)
+        self.pool = AttentiveStatistics(size, attention) if attention else None
         self.embedding_norm = RunningNorm(2 * size, "none" if encoder is None else normalisation, prior)
         self.head = nn.Linear(2 * size, len(self.labels))
 
@@ -82,7 +92,9 @@ class HubertAttn(Classifier):
         else:
             x = self.frames(inputs, lengths, speakers)
         x = self.dropout(x)
-        return self.pool(x if self.lstm is None else recurrent(self.lstm, x, lengths), lengths)
+        if self.lstm is not None:
+            x = recurrent(self.lstm, x, lengths)
+        return torch.cat(masked_mean_std(full(x), lengths), 1) if self.pool is None else self.pool(x, lengths)
 
     def frames(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None) -> Tensor:
         """Normalise stored frames, and add up their layers: [B, T, D]."""
@@ -109,7 +121,7 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     turned = torch.where(inside, lengths[:, None] - 1 - steps, steps)[..., None]
     # In half precision it would be slower.
     with torch.autocast("cpu", enabled=False):
-        x = x.to(lstm.weight_ih_l0.dtype)
+        x = full(x)
         for layer in range(lstm.num_layers):
             ahead = one_way(lstm, x, f"_l{layer}")
             behind = one_way(lstm, x.gather(1, turned.expand_as(x)), f"_l{layer}_reverse")

@@ -9,7 +9,17 @@ import numpy as np
 
 from ser.files import write_bytes
 
-__all__ = ["across", "calibration", "confusion", "curves", "histogram", "layers", "robustness", "spectrograms"]
+__all__ = [
+    "ablation",
+    "across",
+    "calibration",
+    "confusion",
+    "curves",
+    "histogram",
+    "layers",
+    "robustness",
+    "spectrograms",
+]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
 DPI = 120
@@ -56,6 +66,31 @@ def confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str)
     ax.set_title(title, fontsize=10)
     ax.spines[:].set_visible(False)
     drawing.colorbar(image, ax=ax, shrink=0.7, label="share of the reference class")
+    save(drawing, path)
+
+
+def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the difference that each change makes, with its interval over speakers and its range over seeds.
+
+    Args:
+        path: of the PNG.
+        rows: of ``ablating.row``; the one without a difference is the experiment as it is.
+        title: above the picture.
+    """
+    changed = [row for row in rows if row["difference"] is not None]
+    drawing, (ax,) = figure(8, 1.3 + 0.34 * len(changed))
+    places = range(len(changed))
+    for place, row in zip(places, changed, strict=True):
+        if row["ci95_low"] is not None:
+            ax.plot([row["ci95_low"], row["ci95_high"]], [place, place], color=BLUE, lw=1.2)
+        ax.plot([row["difference_lowest"], row["difference_highest"]], [place, place], color=ORANGE, lw=5, alpha=0.5)
+    ax.plot([row["difference"] for row in changed], places, color=BLUE, marker="o", ms=5, ls="")
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set_yticks(places, [row["variant"] for row in changed], fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel("difference in UAR; line: 95 % over speakers, bar: from seed to seed")
+    ax.grid(axis="x", alpha=0.25)
+    ax.set_title(f"{title}; as it is: UAR {rows[0]['uar']:.3f}", fontsize=10)
     save(drawing, path)
 
 

@@ -1,8 +1,11 @@
 """Fixtures of all tests: a home of their own, a small RAVDESS-like corpus, the real commands."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -116,14 +119,24 @@ def trained_home(prepared, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def command(*arguments: object, home: Path | None = None, **options) -> subprocess.CompletedProcess:
-    """Run ``python tools/...`` with a home of its own and return what it printed."""
+@functools.cache
+def warm_start() -> subprocess.Popen:
+    """Return what runs the commands of this worker's tests, see ``warm_start.py``."""
+    script = str(PROJECT / "tests/warm_start.py")
+    return subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def command(*arguments: object, home: Path | None = None) -> subprocess.CompletedProcess:
+    """Run ``python tools/...`` in a process and a home of its own and return what it printed."""
     env = dict(os.environ) | ({"SER_HOME": str(home)} if home else {})
     tool, *rest = [str(argument) for argument in arguments]
-    return subprocess.run(
-        [sys.executable, str(PROJECT / "tools" / tool), *rest],
-        capture_output=True, text=True, env=env, timeout=300, **options,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        argv = [str(PROJECT / "tools" / tool), *rest]
+        job = {"argv": argv, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err)}
+        print(json.dumps(job), file=warm_start().stdin, flush=True)
+        status = int(warm_start().stdout.readline())
+        return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
 
 
 def one_error_line(done: subprocess.CompletedProcess) -> str:

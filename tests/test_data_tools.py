@@ -401,7 +401,11 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing_half_written(spoilt, argu
         # A file may grow to 512 bytes; the system then refuses as it does when the disk is full.
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
 
-    done = command(*arguments, home=spoilt, preexec_fn=full_disk)
+    tool, *rest = map(str, arguments)
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "tools" / tool), *rest], preexec_fn=full_disk,
+        capture_output=True, text=True, env=dict(os.environ) | {"SER_HOME": str(spoilt)},
+    )  # fmt: skip
     line = one_error_line(done)
     assert str(spoilt / remade) in line
     assert "space" in line

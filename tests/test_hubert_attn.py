@@ -57,9 +57,11 @@ def batch_of(clips, after: float = 0.0):
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("normalisation", ["corpus", "clip", "none", "speaker"])
-@pytest.mark.parametrize("lstm_layers", [0, 2])
-def test_stored_frames_of_a_clip_have_the_same_answer_alone_and_in_any_batch(layers, normalisation, lstm_layers):
-    model = stored(layers, normalisation=normalisation, lstm_layers=lstm_layers)
+@pytest.mark.parametrize(("lstm_layers", "attention"), [(0, 8), (2, 8), (1, 0)])
+def test_stored_frames_of_a_clip_have_the_same_answer_alone_and_in_any_batch(
+    layers, normalisation, lstm_layers, attention
+):
+    model = stored(layers, normalisation=normalisation, lstm_layers=lstm_layers, attention=attention)
     clips = frames_of((50, 3, 1, 49, 20), layers)
     shape = (5, *model.input_shape)
     speakers = Speakers(torch.ones(5), torch.randn(shape), torch.rand(shape) + 0.5)

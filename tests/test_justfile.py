@@ -16,6 +16,7 @@ ARGUMENTS = {
     "verify": ["demo"], "metadata": ["demo"], "split": ["demo", "holdout"], "histogram": ["demo"],
     "prepare": ["demo"], "extract": ["demo", "logmel80"], "show": ["demo_ecapa"], "dry-run": ["demo_ecapa"],
     "train": ["demo_ecapa"], "resume": ["last"], "cv": ["ravdess_ecapa"], "eval": ["last"],
+    "ablate": ["ravdess_ecapa", "train/lr = 3e-3"],
     "cross": ["last", "demo"], "compare": ["last", "last"], "robustness": ["last"],
     "ensemble": ["last", "last"], "report": ["last"], "augment-demo": [], "bench": ["startup"],
     "probe": ["ravdess", "whisper_tiny_en"], "results": ["ravdess"], "export": ["last"], "predict": ["last", "a.wav"],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import config, folds, runs, schemes, splits, summary
+from ser import config, folds, launching, runs, schemes, splits, summary
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluating import evaluate
@@ -226,9 +226,10 @@ def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, 
         with log.open("wb") as file:
             return subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
 
-    monkeypatch.setattr(folds, "start", start)
+    monkeypatch.setattr(launching, "start", start)
+    works = {f"fold {fold}": ["x", f"split/fold = {fold}"] for fold in range(1, 41)}
     with pytest.raises(UserError, match=r"fold 2 ended with status 1: error: too warm \(see .*fold2\.log\)"):
-        folds.train_apart("demo_ecapa", ["x"], 40, 2, 1, tmp_path)
+        launching.train_apart("demo_ecapa", works, 2, 1, tmp_path)
     assert begun[:2] == [("split/fold = 1", 0), ("split/fold = 2", 1)]
     assert len(begun) < 40
     with pytest.raises(UserError, match="expected 1 or more"):
