@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ser import config, metrics, plots, stats
+from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
 from ser.evaluating import evaluated
@@ -90,7 +91,7 @@ def ablate(
         The folder written and the comparison, or the exit status where training was interrupted.
 
     Raises:
-        UserError: no change, or one that changes nothing; or as ``create``, ``train`` and ``evaluate``.
+        UserError: no change, or one that changes nothing; features of one are not extracted; or as ``create``, ``train`` and ``evaluate``.
     """
     apart = needs_processes(jobs, gpus)
     if seeds < 1:
@@ -138,6 +139,7 @@ def built(experiment: str, changes: Sequence[str], common: Sequence[str], seeds:
         own = [] if name == AS_IT_IS else [binding.strip() for binding in name.split(";") if binding.strip()]
         overrides = (*common, *own)
         made = [create(config.load(experiment, [*overrides, f"seed = {seed}"])) for seed in seeds]
+        open_source(made[0][0].features, made[0][0].protocol.table)  # features that are not extracted yet
         for other in variants:
             if made[0][1].folder == other.made[0][1].folder:
                 raise UserError(f"'{name}' trains the same as '{other.name}'; leave one of them out")

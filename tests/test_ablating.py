@@ -52,9 +52,10 @@ def test_every_variant_is_trained_with_every_seed_and_compared_with_its_like(tra
         (["train/lr = 3e-3", "train/epochz = 2"], 1, "train/epochz"),
         (["train/lr = 3e-3", "train/epochs = 1"], 1, "'train/epochs = 1' trains the same as 'as it is'"),
         (["train/lr = 3e-3", "train/lr = 0.003"], 1, "'train/lr = 0.003' trains the same as 'train/lr = 3e-3'"),
+        (["train/lr = 3e-3", "mel/bands = 40"], 1, "run: just extract demo logmel80 'mel/bands = 40'"),
         (["train/lr = 3e-3"], 0, "seeds is 0; expected 1 or more"),
     ],
-    ids=["none", "unknown", "no change", "twice", "no seeds"],
+    ids=["none", "unknown", "no change", "twice", "not extracted", "no seeds"],
 )
 def test_a_mistake_is_said_before_anything_is_trained(trained_home, changes, seeds, message):
     with pytest.raises(UserError, match=message):
