@@ -1,5 +1,7 @@
 """Ablations: an experiment with and without each of some changes, over several seeds, on validation speakers."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +14,23 @@ from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
 from ser.evaluating import evaluated
-from ser.experiment import Experiment, Run
+from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
-from ser.launching import needs_processes, train_apart
+from ser.interfaces import Solvable
+from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
+from ser.protocol import Protocol
 from ser.runs import create, train
+from ser.starting import read_start
 
 __all__ = ["ablate", "table"]
 
 AS_IT_IS = "as it is"
 COLUMNS = (
     "variant", "uar", "uar_sd", "wa", "difference", "ci95_low", "ci95_high", "p", "difference_lowest",
-    "difference_highest", "hours", "parameters_trained",
+    "difference_highest", "hours", "parameters_trained", "tags",
 )  # fmt: skip
+SEED = re.compile(r"\s*seed\s*=")
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,11 @@ class Variant:
 
     Attributes:
         name: what it changes, as it was given.
-        overrides: of the experiment, but for the seed.
-        made: experiment and run of each seed.
+        overrides: of the experiment, for each seed.
     """
 
     name: str
-    overrides: tuple[str, ...]
-    made: list[tuple[Experiment, Run]]
+    overrides: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,20 @@ class Answered:
     """What the runs of a variant answered to the validation clips.
 
     Attributes:
+        runs: name of each seed's run.
         predictions: of each seed.
         confusions: by seed and speaker, int64 [seeds, S, C, C].
         hours: of training, all seeds together.
         parameters: that are trained.
+        tags: of the figures.
     """
 
+    runs: list[str]
     predictions: list[Predictions]
     confusions: np.ndarray
     hours: float
     parameters: int
+    tags: list[str]
 
     @property
     def uars(self) -> np.ndarray:
@@ -91,72 +99,117 @@ def ablate(
         The folder written and the comparison, or the exit status where training was interrupted.
 
     Raises:
-        UserError: no change, or one that changes nothing; features of one are not extracted; or as ``create``, ``train`` and ``evaluate``.
+        UserError: no change, one that changes nothing or the validation clips, features that are not extracted; or as
+            ``create``, ``train`` and ``evaluate``.
     """
     apart = needs_processes(jobs, gpus)
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected 1 or more")
-    variants = built(experiment, changes, common, range(1, seeds + 1))
-    protocol = variants[0].made[0][0].protocol
-    folder = outputs_folder() / "ablations" / variants[0].made[0][1].folder.name.replace("-s1-", "-")
-    works = {
-        f"variant {number} seed {seed}": (*variant.overrides, f"seed = {seed}")
+    variants, protocol, digest = planned(experiment, changes, common, range(1, seeds + 1))
+    folder = outputs_folder() / "ablations" / f"{experiment}-{digest}"
+    works = [
+        Work(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
         for number, variant in enumerate(variants)
-        for seed in range(1, seeds + 1)
-    }
-    if apart and (status := train_apart(experiment, works, jobs, gpus, folder)):
+        for seed, overrides in enumerate(variant.overrides, start=1)
+    ]
+    if apart and (status := train_apart(experiment, works, jobs, gpus)):
         return status
     answers = []
     for variant in variants:
-        for experiment_made, run in variant.made:
-            if status := train(experiment_made, run, progress):
-                return status
-        answers.append(answered(variant, progress))
-    for variant, own in zip(variants, answers, strict=True):
-        for (_, run), found in zip(variant.made, own.predictions, strict=True):
-            check_same(answers[0].predictions[0], found, [variants[0].made[0][1].folder, run.folder])
+        made = answered(experiment, variant, progress)
+        if isinstance(made, int):
+            return made
+        answers.append(made)
     plain = answers[0]
+    for own in answers:
+        for run, found in zip(own.runs, own.predictions, strict=True):
+            check_same(plain.predictions[0], found, [Path(plain.runs[0]), Path(run)])
     rows = [row(variant.name, plain, own) for variant, own in zip(variants, answers, strict=True)]
     result = {
         "experiment": experiment, "common": list(common), "seeds": seeds, "trained_on": protocol.describe(),
         "split_sha256": protocol.split.sha256, "n_clips": int(plain.confusions[0].sum()),
-        "n_speakers": len(plain.confusions[0]), "tags": list(protocol.tags), "variants": rows,
-        "runs": {variant.name: [run.folder.name for _, run in variant.made] for variant in variants},
+        "n_speakers": len(plain.confusions[0]), "variants": rows,
+        "runs": {variant.name: own.runs for variant, own in zip(variants, answers, strict=True)},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ablation.json", result)
-    write_csv(folder / "ablation.csv", COLUMNS, rows)
+    write_csv(folder / "ablation.csv", COLUMNS, [line | {"tags": " ".join(line["tags"])} for line in rows])
     plots.ablation(folder / "ablation.png", rows, f"{experiment}: validation, {seeds} seeds")
     return folder, result
 
 
-def built(experiment: str, changes: Sequence[str], common: Sequence[str], seeds: Sequence[int]) -> list[Variant]:
-    """Build every run before the first is trained: a mistake in the last change then costs nothing."""
+def planned(
+    experiment: str, changes: Sequence[str], common: Sequence[str], seeds: Sequence[int]
+) -> tuple[list[Variant], Protocol, str]:
+    """Return the variants, the protocol of the experiment as it is, and a digest of it all.
+
+    Every variant is built once before any is trained, so that a mistake in the last change costs nothing.
+    """
     if not changes:
         raise UserError("nothing to leave out or change; give gin bindings, such as 'train/label_smoothing = 0.0'")
     variants: list[Variant] = []
+    plain: Experiment | None = None
+    known: dict[str, str] = {}
     for name in (AS_IT_IS, *changes):
         own = [] if name == AS_IT_IS else [binding.strip() for binding in name.split(";") if binding.strip()]
-        overrides = (*common, *own)
-        made = [create(config.load(experiment, [*overrides, f"seed = {seed}"])) for seed in seeds]
-        open_source(made[0][0].features, made[0][0].protocol.table)  # features that are not extracted yet
-        for other in variants:
-            if made[0][1].folder == other.made[0][1].folder:
-                raise UserError(f"'{name}' trains the same as '{other.name}'; leave one of them out")
-        variants.append(Variant(name, overrides, made))
-    return variants
+        if any(SEED.match(binding) for binding in (*common, *own)):
+            raise UserError("each variant is trained with seed = 1, 2 and so on; say how many with seeds=N")
+        overrides = [(*common, *own, f"seed = {seed}") for seed in seeds]
+        made, run = create(config.load(experiment, overrides[0]))
+        if other := known.get(run.folder.name):
+            raise UserError(f"'{name}' trains the same as '{other}'; leave one of them out")
+        plain = made if plain is None else plain
+        check(made, plain, name)
+        known[run.folder.name] = name
+        variants.append(Variant(name, overrides))
+    assert plain is not None
+    text = " ".join([*sorted(known), str(len(seeds))])
+    return variants, plain.protocol, hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
-def answered(variant: Variant, progress: bool) -> Answered:
-    """Score the runs of a variant on their validation part, where that was not done yet."""
-    folders = [evaluated(made, run, "val", progress) for made, run in variant.made]
+def check(made: Experiment, plain: Experiment, name: str) -> None:
+    """See that a variant can be trained, and compared with the experiment as it is.
+
+    Raises:
+        UserError: it cannot.
+    """
+    ours, theirs = (
+        ([(clip.clip, clip.speaker, clip.emotion) for clip in one.protocol.part("val")], one.model.labels)
+        for one in (made, plain)
+    )
+    if ours != theirs:
+        raise UserError(f"'{name}' changes which clips validate, or their labels; it cannot be compared on validation")
+    if isinstance(made.model, Solvable) and made.model.solves and made.model.refit:
+        raise UserError(f"'{name}' is solved on the validation clips, too; add --common 'stats/refit = False'")
+    for features in (made.features, *made.features.copies):
+        for table in made.protocol.tables.values():
+            open_source(features, table)
+    if made.training.start:
+        read_start(made.training.start, made.protocol)
+
+
+def answered(experiment: str, variant: Variant, progress: bool) -> Answered | int:
+    """Train and score the runs of a variant where that was not done yet; an exit status where it was interrupted."""
+    folders, runs = [], []
+    for overrides in variant.overrides:
+        made, run = create(config.load(experiment, overrides))
+        if status := train(made, run, progress):
+            return status
+        runs.append(run.folder.name)
+        folders.append(evaluated(made, run, "val", progress))
     found = [read_predictions(folder / "predictions.csv").by_clip() for folder in folders]
     figures = [read_json(folder / "metrics.json") for folder in folders]
     confusions = [
         stats.speaker_confusions(np.array(one.speakers), one.indices, one.answers, len(one.labels)) for one in found
     ]
-    hours = sum(one["hours"] for one in figures)
-    return Answered(found, np.stack(confusions), hours, figures[0]["parameters_trained"])
+    return Answered(
+        runs,
+        found,
+        np.stack(confusions),
+        sum(one["hours"] for one in figures),
+        figures[0]["parameters_trained"],
+        figures[0]["tags"],
+    )
 
 
 def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
@@ -178,6 +231,7 @@ def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
         "difference_highest": float(by_seed.max()) if differs else None,
         "hours": round(own.hours, 4),
         "parameters_trained": own.parameters,
+        "tags": own.tags,
     }
 
 
@@ -197,7 +251,7 @@ def table(folder: Path, result: dict[str, Any]) -> str:
             interval = "none" if low is None else f"[{low:+.3f}, {high:+.3f}]"
             seeds = f"{line['difference_lowest']:+.3f} to {line['difference_highest']:+.3f}"
             text += f"  {line['difference']:+.3f}      {interval:<18}  {line['p']:.3f}  {seeds}"
-        lines.append(text.rstrip())
+        lines.append(text.rstrip() + "".join(f"  [{tag}]" for tag in line["tags"]))
     if reason := stats.interval_reason(result["n_speakers"]):
         lines.append(f"  no interval: {reason}")
     lines.append("  p: the two exchanged speaker by speaker; the epochs were chosen on these speakers")

@@ -10,7 +10,7 @@ from ser import config, evaluation, metrics
 from ser.errors import UserError
 from ser.evaluating import evaluated, raters
 from ser.files import outputs_folder, read_json
-from ser.launching import needs_processes, train_apart
+from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import pool, read_predictions
 from ser.runs import create, train
 from ser.starting import read_start
@@ -48,12 +48,15 @@ def cross_validate(
             read_start(start, replace(first.protocol, fold=fold))
     apart = needs_processes(jobs, gpus)
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
-    works = {f"fold {fold}": (*overrides, f"split/fold = {fold}") for fold in range(1, folds + 1)}
-    if apart and (status := train_apart(experiment, works, jobs, gpus, cv_folder)):
+    works = [
+        Work(f"fold {fold}", (*overrides, f"split/fold = {fold}"), cv_folder / f"fold{fold}.log")
+        for fold in range(1, folds + 1)
+    ]
+    if apart and (status := train_apart(experiment, works, jobs, gpus)):
         return status
     results, predictions, tempered, scored = [], [], [], []
-    for fold, own in enumerate(works.values(), start=1):
-        fold_experiment, run = create(config.load(experiment, own))
+    for fold, work in enumerate(works, start=1):
+        fold_experiment, run = create(config.load(experiment, work.overrides))
         print(f"\nfold {fold} of {folds}")
         if status := train(fold_experiment, run, progress):
             return status

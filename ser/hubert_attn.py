@@ -126,7 +126,7 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
             ahead = one_way(lstm, x, f"_l{layer}")
             behind = one_way(lstm, x.gather(1, turned.expand_as(x)), f"_l{layer}_reverse")
             x = torch.cat([ahead, behind.gather(1, turned.expand_as(behind))], -1)
-    return x * inside[..., None]
+    return x.masked_fill(~inside[..., None], 0)
 
 
 def one_way(lstm: nn.LSTM, x: Tensor, name: str) -> Tensor:

@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,7 +129,10 @@ def warm_start() -> subprocess.Popen:
 
 
 def command(*arguments: object, home: Path | None = None) -> subprocess.CompletedProcess:
-    """Run ``python tools/...`` in a process and a home of its own and return what it printed."""
+    """Run ``python tools/...`` with a home of its own and return what it printed.
+
+    Its process is a fork of one that has imported torch. What depends on how a process starts is to be tested without.
+    """
     env = dict(os.environ) | ({"SER_HOME": str(home)} if home else {})
     tool, *rest = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
@@ -135,8 +140,20 @@ def command(*arguments: object, home: Path | None = None) -> subprocess.Complete
         argv = [str(PROJECT / "tools" / tool), *rest]
         job = {"argv": argv, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err)}
         print(json.dumps(job), file=warm_start().stdin, flush=True)
-        status = int(warm_start().stdout.readline())
-        return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
+        status = warm_start().stdout.readline()
+        assert status, "tests/warm_start.py has ended"
+        assert int(status) != -signal.SIGALRM, f"{argv} took more than five minutes"
+        return subprocess.CompletedProcess(argv, int(status), out.read_text(), err.read_text())
+
+
+def command_on_a_full_disk(size: int, *arguments: object, home: Path) -> subprocess.CompletedProcess:
+    """Run ``python tools/...`` where a file may grow to ``size`` bytes: the system then refuses as with a full disk."""
+    tool, *rest = [str(argument) for argument in arguments]
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "tools" / tool), *rest], env=dict(os.environ) | {"SER_HOME": str(home)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 def one_error_line(done: subprocess.CompletedProcess) -> str:

@@ -52,10 +52,24 @@ def test_every_variant_is_trained_with_every_seed_and_compared_with_its_like(tra
         (["train/lr = 3e-3", "train/epochz = 2"], 1, "train/epochz"),
         (["train/lr = 3e-3", "train/epochs = 1"], 1, "'train/epochs = 1' trains the same as 'as it is'"),
         (["train/lr = 3e-3", "train/lr = 0.003"], 1, "'train/lr = 0.003' trains the same as 'train/lr = 3e-3'"),
-        (["train/lr = 3e-3", "mel/bands = 40"], 1, "run: just extract demo logmel80 'mel/bands = 40'"),
+        (["train/lr = 3e-3", "split/scheme = 'holdout_text'"], 1, "changes which clips validate"),
+        (["train/lr = 3e-3", "train/start = 'nothing'"], 1, "nothing"),
+        (["seed = 2"], 1, "say how many with seeds=N"),
+        (["train/lr = 3e-3", "mel/bands = 40"], 1, "logmel80: made otherwise"),
         (["train/lr = 3e-3"], 0, "seeds is 0; expected 1 or more"),
     ],
-    ids=["none", "unknown", "no change", "twice", "not extracted", "no seeds"],
+    ids=[
+        "none",
+        "unknown",
+        "no change",
+        "twice",
+        "more clips",
+        "other clips",
+        "no start",
+        "seed",
+        "not extracted",
+        "no seeds",
+    ],
 )
 def test_a_mistake_is_said_before_anything_is_trained(trained_home, changes, seeds, message):
     with pytest.raises(UserError, match=message):
@@ -68,10 +82,10 @@ def test_the_command_trains_several_at_once(trained_home):
     done = command("ablate.py", "demo_ecapa", CHANGES[0], *common, "--seeds", 1, "--jobs", 2, home=trained_home)
     assert done.returncode == 0, done.stderr
     (folder,) = (trained_home / "outputs/ablations").iterdir()
-    assert {path.name for path in folder.glob("*.log")} == {"variant0seed1.log", "variant1seed1.log"}
+    assert {path.name for path in folder.glob("*.log")} == {"variant0-seed1.log", "variant1-seed1.log"}
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {CHANGES[0]}")]
     found = next(line for line in read_json(folder / "ablation.json")["variants"] if line["variant"] == CHANGES[0])
     assert f"{found['uar']:.3f}" in line
     assert "expected 1 or more" in one_error_line(
-        command("ablate.py", "demo_ecapa", "seed = 4", "--jobs", 0, home=trained_home)
+        command("ablate.py", "demo_ecapa", "train/lr = 1", "--jobs", 0, home=trained_home)
     )

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import resource
 import runpy
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, command, one_error_line
+from conftest import PROJECT, command, command_on_a_full_disk, one_error_line
 from corpus_factory import clip_names, make_corpus, official_split, prepare_corpus, synthetic_sound
 
 from ser import audio, config, splits
@@ -397,15 +396,7 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing_half_written(spoilt, argu
         remove(remade)(spoilt)
     before = content(spoilt)
 
-    def full_disk() -> None:
-        # A file may grow to 512 bytes; the system then refuses as it does when the disk is full.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
-
-    tool, *rest = map(str, arguments)
-    done = subprocess.run(
-        [sys.executable, str(PROJECT / "tools" / tool), *rest], preexec_fn=full_disk,
-        capture_output=True, text=True, env=dict(os.environ) | {"SER_HOME": str(spoilt)},
-    )  # fmt: skip
+    done = command_on_a_full_disk(512, *arguments, home=spoilt)
     line = one_error_line(done)
     assert str(spoilt / remade) in line
     assert "space" in line

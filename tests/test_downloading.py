@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import random
-import resource
 import runpy
 import shutil
 import signal
@@ -23,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, command, one_error_line
+from conftest import PROJECT, command, command_on_a_full_disk, one_error_line
 
 from ser import downloading, fetching, unpacking
 from ser.downloading import Source, download
@@ -652,11 +651,7 @@ def test_help_needs_no_http_client():
 def test_a_full_disk_is_one_line_and_nothing_half_written_takes_a_place(server, home):
     archive = zipped({f"wav/{name:03d}.wav": noise(name, 900) for name in range(535)})
     server.item("download.zip", archive)
-
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = command("download.py", "emodb", "--base", server.base, home=home, preexec_fn=small_disk)
+    done = command_on_a_full_disk(100_000, "download.py", "emodb", "--base", server.base, home=home)
     assert "no space left on the disk, what was fetched is kept" in one_error_line(done)
     raw = home / "data/emodb/raw"
     (left,) = {name: body for name, body in content(raw).items() if not name.endswith(".etag")}.items()

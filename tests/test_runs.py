@@ -220,16 +220,19 @@ def test_folds_that_train_at_the_same_time_are_pooled(trained_home):
 def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, monkeypatch):
     begun = []
 
-    def start(experiment, overrides, gpus, slot, jobs, log):
-        begun.append((overrides[-1], slot))
+    def start(experiment, work, gpus, slot, jobs):
+        begun.append((work.overrides[-1], slot))
         code = "import sys, time; time.sleep(0.3); sys.exit('error: too warm')" if len(begun) == 2 else "pass"
-        with log.open("wb") as file:
+        with work.log.open("wb") as file:
             return subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
 
     monkeypatch.setattr(launching, "start", start)
-    works = {f"fold {fold}": ["x", f"split/fold = {fold}"] for fold in range(1, 41)}
+    works = [
+        launching.Work(f"fold {fold}", ["x", f"split/fold = {fold}"], tmp_path / f"fold{fold}.log")
+        for fold in range(1, 41)
+    ]
     with pytest.raises(UserError, match=r"fold 2 ended with status 1: error: too warm \(see .*fold2\.log\)"):
-        launching.train_apart("demo_ecapa", works, 2, 1, tmp_path)
+        launching.train_apart("demo_ecapa", works, 2, 1)
     assert begun[:2] == [("split/fold = 1", 0), ("split/fold = 2", 1)]
     assert len(begun) < 40
     with pytest.raises(UserError, match="expected 1 or more"):

@@ -1,7 +1,8 @@
 """Runs commands of ``tools/`` one after another in processes of their own that begin with torch already imported.
 
 A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err": path}``; the exit status out.
-Importing torch takes two seconds, most of what a small command takes. What is ours is imported by each command anew.
+Importing torch takes two seconds, most of what a small command takes. What is ours is imported by each command anew;
+seeds of hashes and what the environment says to Python and to threads are those of the first process.
 """
 
 import json
@@ -10,6 +11,7 @@ import runpy
 import signal
 import sys
 
+import numpy
 import soundfile  # noqa: F401
 import torch  # noqa: F401
 import torchaudio  # noqa: F401
@@ -29,6 +31,7 @@ def main() -> None:
 def begin(job: dict) -> None:
     """Be the process that a shell would have started, for five minutes at most."""
     signal.alarm(300)
+    numpy.random.seed()
     for path, number in ((os.devnull, 0), (job["out"], 1), (job["err"], 2)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()

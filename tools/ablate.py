@@ -10,7 +10,7 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument(
-        "changes", nargs="+", help="each a gin binding such as 'train/label_smoothing = 0.0', or several with ; between"
+        "changes", nargs="*", help="each a gin binding such as 'train/label_smoothing = 0.0', or several with ; between"
     )
     parser.add_argument(
         "--common", action="append", default=[], help="a gin binding of all that is trained; repeatable"
@@ -18,7 +18,7 @@ def main() -> int | None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant, with seed = 1, 2 and so on")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--gpus", type=int, default=1, help="processes that share each training")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     from ser import ablating
 

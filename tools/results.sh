@@ -25,11 +25,13 @@ crema_d)
     run extract crema_d whisper_tiny_en
     run train crema_d_stats_probe
     run part=val eval last
+    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
+    run part=val eval last
+    run train crema_d_hubert_attn_finetune_tiny 'tune/layers = 2' 'train/epochs = 6'
+    run part=val eval last
     run part=val robustness last
     run report last
     run export last
-    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
-    run part=val eval last
     ;;
 *)
     echo "error: no results of '$corpus' are published; known: crema_d, ravdess" >&2
