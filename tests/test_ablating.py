@@ -58,18 +58,7 @@ def test_every_variant_is_trained_with_every_seed_and_compared_with_its_like(tra
         (["train/lr = 3e-3", "mel/bands = 40"], 1, "logmel80: made otherwise"),
         (["train/lr = 3e-3"], 0, "seeds is 0; expected 1 or more"),
     ],
-    ids=[
-        "none",
-        "unknown",
-        "no change",
-        "twice",
-        "more clips",
-        "other clips",
-        "no start",
-        "seed",
-        "not extracted",
-        "no seeds",
-    ],
+    ids=["none", "unknown", "no change", "twice", "other clips", "start", "seed", "not extracted", "no seeds"],
 )
 def test_a_mistake_is_said_before_anything_is_trained(trained_home, changes, seeds, message):
     with pytest.raises(UserError, match=message):
