@@ -16,7 +16,6 @@ from ser.errors import UserError
 from ser.evaluating import evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
-from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
 from ser.protocol import Protocol
@@ -179,8 +178,9 @@ def check(made: Experiment, plain: Experiment, name: str) -> None:
     )
     if ours != theirs:
         raise UserError(f"'{name}' changes which clips validate, or their labels; it cannot be compared on validation")
-    if isinstance(made.model, Solvable) and made.model.solves and made.model.refit:
-        raise UserError(f"'{name}' is solved on the validation clips, too; add --common 'stats/refit = False'")
+    if made.hears_validation:
+        setting = "train/with_validation" if made.training.with_validation else "stats/refit"
+        raise UserError(f"'{name}' is trained on the validation clips, too; add --common '{setting} = False'")
     for features in (made.features, *made.features.copies):
         for table in made.protocol.tables.values():
             open_source(features, table)

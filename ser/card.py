@@ -202,6 +202,8 @@ def choice(model: Trained) -> str:
     if isinstance(experiment.model, Solvable) and experiment.model.solves:
         again = ", then all was solved again on both parts" if experiment.model.refit else ""
         return f"The strength of the regularisation was chosen on the validation part{again}."
+    if experiment.training.with_validation:
+        return "The validation part was trained on, too, for a number of epochs fixed before; nothing was chosen on it."
     if experiment.training.keep == "last":
         return "The weights are those of the last epoch; nothing was chosen on the validation part."
     return "The checkpoint was chosen on the validation part, so figures of that part are a little optimistic."

@@ -12,7 +12,6 @@ from ser.batches import ClipReader, Source, check_labels, open_source
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
 from ser.files import read_json
-from ser.interfaces import Solvable
 from ser.labels import label_set
 from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
@@ -87,9 +86,8 @@ def evaluate(
         "test_scorings": scorings,
     }
     folder = model.run.folder / "eval" / label
-    return folder, evaluation.write_evaluation(
-        folder, predictions, about, clips, predictions.tempered(model.temperature)
-    )
+    tempered = None if model.temperature == 1 else predictions.tempered(model.temperature)
+    return folder, evaluation.write_evaluation(folder, predictions, about, clips, tempered)
 
 
 def predict(
@@ -164,8 +162,7 @@ def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -
     leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]) - {""})
     if "speaker-dependent" in experiment.protocol.tags:
         leaking = []
-    solved = experiment.model if isinstance(experiment.model, Solvable) and experiment.model.solves else None
-    heard = part == "train" or (part == "val" and solved is not None and solved.refit)
+    heard = part == "train" or (part == "val" and experiment.hears_validation)
     if (leaking or heard) and not seen:
         which = f"speakers of this part: {some(leaking)}" if leaking else "the clips of this part"
         raise UserError(
@@ -216,7 +213,9 @@ def about_run(model: Trained) -> dict[str, Any]:
         "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "temperature": model.temperature,
-        "trained_on": model.experiment.protocol.describe() + (f", begun with {start['run']}" if start else ""),
+        "trained_on": model.experiment.protocol.describe()
+        + (", validation speakers too" if model.experiment.hears_validation else "")
+        + (f", begun with {start['run']}" if start else ""),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),
     }

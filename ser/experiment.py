@@ -40,6 +40,8 @@ class Training:
             number of epochs, with no choice on validation speakers at all.
         smoothing: weight of the epochs before in the validation UAR that chooses, in [0, 1): how noisy a few
             validation speakers are.
+        with_validation: train on the validation speakers, too, who then say nothing: once settings and epochs are
+            fixed, with ``keep`` ``last``.
         start: name of a finished run of the same network whose weights training begins with, see ``starting``.
     """
 
@@ -55,6 +57,7 @@ class Training:
     unreadable: str = "stop"
     keep: str = "best"
     smoothing: float = 0.0
+    with_validation: bool = False
     start: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +73,11 @@ class Training:
                 raise UserError(f"train/{name} is '{getattr(self, name)}'{nearest(getattr(self, name), values)}")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"train/smoothing is {self.smoothing}; expected a share in [0, 1)")
+        if self.with_validation and self.keep != "last":
+            raise UserError(
+                "train/with_validation = True leaves nobody to choose the epoch on; set 'train/keep = \"last\"', and "
+                "train/epochs to what was best before"
+            )
         if self.accumulate > self.batch_size:
             raise UserError(f"train/accumulate is {self.accumulate}, above the {self.batch_size} clips of a batch")
 
@@ -133,6 +141,12 @@ class Experiment:
                 "are read; set 'Features.cached = False' or leave them out"
             )
 
+    @property
+    def hears_validation(self) -> bool:
+        """Whether the weights come of the validation part, too, which then says nothing of others."""
+        solved = isinstance(self.model, Solvable) and self.model.solves and self.model.refit
+        return solved or self.training.with_validation
+
     def check_loss(self) -> None:
         """Raise a UserError for what corrects the same thing twice, or has no meaning together."""
         if isinstance(self.model, Solvable) and self.model.solves:
@@ -172,6 +186,7 @@ class Experiment:
             f"train/average = {self.training.average}": self.training.average > 0,
             "train/balanced = True": self.training.balanced,
             f"train/start = '{self.training.start}'": self.training.start != "",
+            "train/with_validation = True": self.training.with_validation,
             f"train/loss = '{self.loss.kind}'": self.loss.kind != "cross_entropy",
             f"train/logit_adjustment = {self.loss.logit_adjustment}": self.loss.logit_adjustment > 0,
         }

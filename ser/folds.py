@@ -89,7 +89,13 @@ def cross_validate(
         ],
     }
     folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
-    return folder, evaluation.write_evaluation(folder, pool(predictions), about, scored, pool(tempered))
+    return folder, evaluation.write_evaluation(
+        folder,
+        pool(predictions),
+        about,
+        scored,
+        pool(tempered) if any(r["temperature"] != 1 for r in results) else None,
+    )
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, float]:

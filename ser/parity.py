@@ -17,7 +17,6 @@ from ser import audio, demo, metrics
 from ser.artefact import MOST_SAMPLES
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
-from ser.interfaces import Solvable
 from ser.pipeline import Pipeline
 from ser.progress import progress as progress_bar
 from ser.runs import Trained
@@ -128,14 +127,13 @@ def compare_known(model: Any, pipeline: Pipeline, wanted: Wanted, alone: bool = 
 def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: bool) -> dict[str, Any]:
     """Return UAR and WA on the validation part of a variant that rounds, beside the run's own, clip by clip.
 
-    Of a run whose solver had the validation part, or without its sound at hand, the reason why not.
+    Of a run that was trained on the validation part, or without its sound at hand, the reason why not.
     """
     protocol = model.experiment.protocol
-    solved = model.experiment.model
-    if isinstance(solved, Solvable) and solved.solves and solved.refit:
+    if model.experiment.hears_validation:
         return {"uar": None, "reason": "the run was trained on its validation part, too"}
     clips = [clip for clip in protocol.parts["val"] if clip.corpus == protocol.corpus]
-    labels = {label: number for number, label in enumerate(solved.labels)}
+    labels = {label: number for number, label in enumerate(model.experiment.model.labels)}
     answers: list[tuple[int, int]] = []
     try:
         for clip in progress_bar(clips, "validation", len(clips), shown=shown):

@@ -158,25 +158,29 @@ def calibration(path: Path, metrics: Mapping[str, Any], title: str) -> None:
 
 
 def curves(path: Path, log: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Draw loss and validation figures by epoch from the lines of a run's log."""
+    """Draw loss and, where somebody validates, validation figures by epoch from the lines of a run's log."""
     lines = [line for line in log if "epoch" in line]
     epochs = [line["epoch"] for line in lines]
     drawing, (left, right) = figure(9, 3.4, columns=2)
     marker = "o" if len(lines) < 30 else None
     left.plot(epochs, [line["epoch/train_loss"] for line in lines], color=GREY, marker=marker, ms=3, label="training")
-    left.plot(epochs, [line["val/loss"] for line in lines], color=BLUE, marker=marker, ms=3, label="validation")
     left.set_ylabel("loss (nats)")
-    uar = [line["val/uar"] for line in lines]
-    right.plot(epochs, uar, color=BLUE, marker=marker, ms=3, label="UAR")
-    right.plot(epochs, [line["val/wa"] for line in lines], color=ORANGE, lw=1, label="WA")
-    best = int(np.argmax(uar))
-    right.annotate(
-        f"best {uar[best]:.3f}", (epochs[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
-        fontsize=8, color=BLUE,
-    )  # fmt: skip
-    right.set_ylim(0, 1)
-    right.set_ylabel("validation")
-    for ax in (left, right):
+    axes = [left]
+    if validated := all("val/uar" in line for line in lines):
+        left.plot(epochs, [line["val/loss"] for line in lines], color=BLUE, marker=marker, ms=3, label="validation")
+        uar = [line["val/uar"] for line in lines]
+        right.plot(epochs, uar, color=BLUE, marker=marker, ms=3, label="UAR")
+        right.plot(epochs, [line["val/wa"] for line in lines], color=ORANGE, lw=1, label="WA")
+        best = int(np.argmax(uar))
+        right.annotate(
+            f"best {uar[best]:.3f}", (epochs[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
+            fontsize=8, color=BLUE,
+        )  # fmt: skip
+        right.set_ylim(0, 1)
+        right.set_ylabel("validation")
+        axes.append(right)
+    right.set_visible(validated)
+    for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.25)

@@ -80,9 +80,10 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
                 print(stopped)
             return stopped.status
     if dist.is_main():
+        kept = f"{experiment.training.keep} validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of"
         print(
-            f"{experiment.training.keep} validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of "
-            f"{state.epoch}, {(state.train_seconds + state.validation_seconds) / 60:.1f} min\n"
+            f"{'trained with the validation speakers for' if experiment.training.with_validation else kept} "
+            f"{state.epoch} epochs, {(state.train_seconds + state.validation_seconds) / 60:.1f} min\n"
             f"{run.best}\n{run.folder / 'curves.png'}"
         )
     return 0

@@ -27,7 +27,7 @@ class State:
         epoch: the one that is running, counted from 0.
         batch: batches of it that are done.
         step: optimiser steps so far.
-        best_uar, best_epoch: of validation; -1 before the first.
+        best_uar, best_epoch: of validation; -1 before the first, and the UAR where nobody validates.
         smoothed, best_smoothed: validation UAR over the epochs so far, as ``train/smoothing`` weighs them, and the
             highest that it was; -1 before the first.
         skipped: steps in a row whose loss was not finite.
@@ -80,20 +80,23 @@ class State:
         return better
 
 
-def epoch_values(state: State, figures: dict[str, Any], clips: int) -> dict[str, Any]:
+def epoch_values(state: State, figures: dict[str, Any] | None, clips: int) -> dict[str, Any]:
     """Return the line of the log that closes an epoch; what differs from one time to the next is ``speed/``.
 
     Args:
         state: before the epoch is closed.
-        figures: of ``scoring.validation_figures``.
+        figures: of ``scoring.validation_figures``; None where nobody validates.
         clips: that the epoch's steps saw.
     """
     seconds = max(state.epoch_seconds, 1e-9)
+    validated = {} if figures is None else {
+        **{f"val/{name}": figures[name] for name in ("loss", "uar", "wa", "macro_f1")},
+        **{f"val/recall_{label}": value for label, value in figures["recall"].items()},
+    }  # fmt: skip
     return {
         "epoch": state.epoch + 1,
         "epoch/train_loss": float(np.mean(state.losses)) if state.losses else float("nan"),
-        **{f"val/{name}": figures[name] for name in ("loss", "uar", "wa", "macro_f1")},
-        **{f"val/recall_{label}": value for label, value in figures["recall"].items()},
+        **validated,
         "speed/hours": (state.train_seconds + state.validation_seconds) / 3600,
         "speed/clips_per_second": clips / seconds,
         "speed/waiting": state.waited_seconds / seconds,

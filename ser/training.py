@@ -83,23 +83,24 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                     tracker.close()
                     raise Interrupted(f"stopped at step {state.step}; {how_to_go_on(run)}", stop.status)
 
-            predictions = setup.validate(experiment)
-            figures = validation_figures(predictions)
+            predictions = setup.validate(experiment) if setup.validation else None
+            figures = validation_figures(predictions) if predictions else None
             values = epoch_values(state, figures, state.batch * training.batch_size)
             tracker.log(state.step, values)
             state.close_epoch()
-            if better := state.improves(figures["uar"], training):
-                state.best_uar, state.best_epoch = figures["uar"], state.epoch
+            if better := figures is None or state.improves(figures["uar"], training):
+                state.best_uar, state.best_epoch = figures["uar"] if figures else -1.0, state.epoch
             patience_over = state.epoch - state.best_epoch >= training.patience
             state.finished = state.epoch == training.epochs or patience_over
             state.validation_seconds += time.perf_counter() - mark
             if progress:
-                bar.write(
-                    f"epoch {state.epoch:3d} of {training.epochs}  loss {values['epoch/train_loss']:.3f}  "
-                    f"validation loss {values['val/loss']:.3f}  UAR {figures['uar']:.3f}{'  best' if better else ''}"
-                )
+                line = f"epoch {state.epoch:3d} of {training.epochs}  loss {values['epoch/train_loss']:.3f}"
+                if figures:
+                    line += f"  validation loss {figures['loss']:.3f}  UAR {figures['uar']:.3f}"
+                bar.write(line + ("  best" if better and figures else ""))
             if better:
-                tracker.confusion(state.step, figures["confusion"], predictions.labels)
+                if figures and predictions:
+                    tracker.confusion(state.step, figures["confusion"], predictions.labels)
                 save(run.best, experiment, run, state, setup, validated=predictions)
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():
@@ -148,5 +149,5 @@ def dry_run(experiment: Experiment, steps: int = 50) -> None:
                 f"step {step:3d}  loss {values['train/loss']:.4f}  gradient norm {values['train/grad_norm']:.3f}  "
                 f"lr {values['train/lr']:.2e}  {1000 * (time.perf_counter() - started):.0f} ms"
             )
-    logits = setup.validate(experiment).logits
-    print(f"validation: logits {list(logits.shape)}, all finite")
+    if setup.validation:
+        print(f"validation: logits {list(setup.validate(experiment).logits.shape)}, all finite")

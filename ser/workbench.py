@@ -32,7 +32,7 @@ class Setup:
     """What the loop works with, ready on the device.
 
     Attributes:
-        train, validation: clips of the two parts.
+        train, validation: clips of the two parts; all train and none validates where the run says so.
         reader: of their inputs.
         copies: readers of their altered copies, which training alone hears.
         model, optimizer: of the experiment.
@@ -146,6 +146,8 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     train, validation = protocol.part("train"), protocol.part("val")
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     check_labels([*train, *validation], reader.labels)
+    if experiment.training.with_validation:
+        train, validation = [*train, *validation], []
     experiment.features.front_end.to(device)
     start = None
     if fresh:
@@ -216,9 +218,10 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
     encoder = f", encoder {model.encoder.name}" if model.encoder is not None else ""
     encoder += f", begun with {experiment.training.start}" if experiment.training.start else ""
+    judges = f"{len(validation)} of {len({c.speaker for c in validation})} validate" if validation else "none validates"
     return (
         f"{type(model).__name__}: {trained:,} parameters trained of {total:,}{encoder}, on {dist.device()}\n"
         f"{protocol.describe()}: {len(train)} clips of {len({c.speaker for c in train})} speakers{copies} train, "
-        f"{len(validation)} of {len({c.speaker for c in validation})} validate{missing}\n"
+        f"{judges}{missing}\n"
         f"{tags}split {protocol.split.sha256[:12]}, labels {protocol.label_source}, {effort}"
     )
