@@ -39,10 +39,13 @@ class HubertAttn(Classifier):
         lstm_layers: of the Bi-LSTM; 0 leaves it out.
         attention: size of the attention; 0 for plain mean and deviation over time.
         dropout: on what goes into the Bi-LSTM and on the pooled statistics.
-        normalisation: of stored frames, see ``layers.InputNorm``. With an encoder, of the pooled statistics:
-            ``corpus``, ``speaker`` or ``none``, see ``layers.RunningNorm``.
+        normalisation: ``corpus``, ``clip`` or ``none`` of stored frames, see ``layers.InputNorm``; with an encoder
+            ``corpus`` or ``none`` of the pooled statistics, see ``layers.RunningNorm``. ``speaker`` is always of the
+            pooled statistics: those of the frames vary within a clip far more than from one speaker to the next.
         prior: clips that the corpus weighs as much as, against those of a speaker.
     """
+
+    speakers_at = "embedding"
 
     def __init__(
         self,
@@ -64,24 +67,24 @@ class HubertAttn(Classifier):
             )
         self.labels = tuple(labels)
         self.encoder = encoder
+        pooled = normalisation if encoder is not None or normalisation == "speaker" else "none"
         if encoder is None:
             self.takes = "frames" if layers == 1 else "layers"
             self.input_shape = (width,) if layers == 1 else (layers, width)
-            self.norm = InputNorm(self.input_shape, normalisation, prior)
+            self.norm = InputNorm(self.input_shape, "corpus" if normalisation == "speaker" else normalisation)
             self.sum = LayerSum(layers) if layers > 1 else None
         else:
             if encoder.width != width:
                 raise UserError(f"HubertAttn.width is {width}, but its encoder gives {encoder.width}")
             self.takes, self.input_shape = encoder.takes, encoder.input_shape
             self.level = nn.LayerNorm(width)
-            self.speakers_at = "embedding"
         self.dropout = nn.Dropout(dropout)
         self.lstm = None
         if lstm_layers:
             self.lstm = nn.LSTM(width, hidden, lstm_layers, batch_first=True, bidirectional=True)
         size = 2 * hidden if lstm_layers else width
         self.pool = AttentiveStatistics(size, attention) if attention else None
-        self.embedding_norm = RunningNorm(2 * size, "none" if encoder is None else normalisation, prior)
+        self.embedding_norm = RunningNorm(2 * size, pooled, prior)
         self.head = nn.Linear(2 * size, len(self.labels))
 
     def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
@@ -90,17 +93,17 @@ class HubertAttn(Classifier):
             x, lengths = self.encoder(inputs, lengths)
             x = self.level(x)
         else:
-            x = self.frames(inputs, lengths, speakers)
+            x = self.frames(inputs, lengths)
         x = self.dropout(x)
         if self.lstm is not None:
             x = recurrent(self.lstm, x, lengths)
         return torch.cat(masked_mean_std(full(x), lengths), 1) if self.pool is None else self.pool(x, lengths)
 
-    def frames(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None) -> Tensor:
+    def frames(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Normalise stored frames, and add up their layers: [B, T, D]."""
         if self.sum is None:
-            return self.norm(inputs, lengths, speakers)
-        return self.sum(self.norm(inputs.transpose(1, 2), lengths, speakers).transpose(1, 2))
+            return self.norm(inputs, lengths)
+        return self.sum(self.norm(inputs.transpose(1, 2), lengths).transpose(1, 2))
 
     def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
         """Return logits [B, C]."""

@@ -56,8 +56,6 @@ class Pipeline(nn.Module):
             at_inputs = self.model.speakers_at == "inputs"
             values = full(values if at_inputs else self.model.embed(values, frames))
             return torch.ones_like(lengths, dtype=values.dtype), values, torch.zeros_like(values)
-        if self.model.takes == "layers":
-            values = values.transpose(1, 2)  # [B, T, L, D]
         items = frames.to(values.dtype)
         mean, std = masked_mean_std(values, frames, smallest=1e-10)
         return items, mean, std.square() * items.view(-1, *[1] * (std.dim() - 1))

@@ -63,7 +63,7 @@ def test_stored_frames_of_a_clip_have_the_same_answer_alone_and_in_any_batch(
 ):
     model = stored(layers, normalisation=normalisation, lstm_layers=lstm_layers, attention=attention)
     clips = frames_of((50, 3, 1, 49, 20), layers)
-    shape = (5, *model.input_shape)
+    shape = (5, *model.embedding_norm.mean.shape)
     speakers = Speakers(torch.ones(5), torch.randn(shape), torch.rand(shape) + 0.5)
     x, lengths = batch_of(clips, after=7.0)
     together = model(x, lengths, speakers)
