@@ -104,8 +104,8 @@ def ablate(
     apart = needs_processes(jobs, gpus)
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected 1 or more")
-    variants, protocol, digest = planned(experiment, changes, common, range(1, seeds + 1))
-    folder = outputs_folder() / "ablations" / f"{experiment}-{digest}"
+    variants, protocol, name = planned(experiment, changes, common, range(1, seeds + 1))
+    folder = outputs_folder() / "ablations" / name
     works = [
         Work(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
         for number, variant in enumerate(variants)
@@ -140,7 +140,7 @@ def ablate(
 def planned(
     experiment: str, changes: Sequence[str], common: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[Variant], Protocol, str]:
-    """Return the variants, the protocol of the experiment as it is, and a digest of it all.
+    """Return the variants, the protocol of the experiment as it is, and a name for it all.
 
     Every variant is built once before any is trained, so that a mistake in the last change costs nothing.
     """
@@ -163,7 +163,7 @@ def planned(
         variants.append(Variant(name, overrides))
     assert plain is not None
     text = " ".join([*sorted(known), str(len(seeds))])
-    return variants, plain.protocol, hashlib.sha256(text.encode()).hexdigest()[:6]
+    return variants, plain.protocol, f"{run.group}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def check(made: Experiment, plain: Experiment, name: str) -> None:
