@@ -21,6 +21,7 @@ from ser.predictions import Predictions, read_predictions
 from ser.protocol import Protocol
 from ser.runs import create, train
 from ser.starting import read_start
+from ser.state import is_finished
 
 __all__ = ["ablate", "table"]
 
@@ -193,7 +194,7 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
     folders, runs = [], []
     for overrides in variant.overrides:
         made, run = create(config.load(experiment, overrides))
-        if status := train(made, run, progress):
+        if not is_finished(run) and (status := train(made, run, progress)):
             return status
         runs.append(run.folder.name)
         folders.append(evaluated(made, run, "val", progress))
