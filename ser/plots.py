@@ -78,7 +78,7 @@ def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         title: above the picture.
     """
     changed = [row for row in rows if row["difference"] is not None]
-    drawing, (ax,) = figure(8, 1.3 + 0.34 * len(changed))
+    drawing, (ax,) = figure(5 + 0.07 * max(len(row["variant"]) for row in changed), 1.3 + 0.34 * len(changed))
     places = range(len(changed))
     for place, row in zip(places, changed, strict=True):
         if row["ci95_low"] is not None:
@@ -88,9 +88,9 @@ def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     ax.axvline(0, color=GREY, lw=1)
     ax.set_yticks(places, [row["variant"] for row in changed], fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlabel("difference in UAR; line: 95 % over speakers, bar: from seed to seed")
     ax.grid(axis="x", alpha=0.25)
-    ax.set_title(f"{title}; as it is: UAR {rows[0]['uar']:.3f}", fontsize=10)
+    drawing.suptitle(f"{title}; as it is: UAR {rows[0]['uar']:.3f}", fontsize=10)
+    drawing.supxlabel("difference in UAR; line: 95 % over speakers, bar: from seed to seed", fontsize=9)
     save(drawing, path)
 
 
