@@ -34,7 +34,7 @@ def test_a_work_is_killed_and_ends_the_same(home, monkeypatch):
         return works(name, *rest) if name == "extraction" else {"kills": 0, "runs": 0, "different": 0}
 
     monkeypatch.setattr(crashing, "endure", only_extraction)
-    result = crashing.crash_test(kills=2, seed=3)
+    result = crashing.crash_test(kills=6, seed=3)
     assert calls == ["training", "training in two processes", "extraction"]
     assert result["extraction"]["kills"] >= 2
     assert result["extraction"]["different"] == 0
