@@ -114,7 +114,7 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     """Run a bidirectional LSTM over each clip's own frames x [B, T, D]; the result [B, T, 2H] is zero after its end.
 
     On a CPU an LSTM over padded clips is at least about twice as fast as one over packed clips. So each direction runs
-    alone there, the second over clips turned round: both meet a clip's frames before its padding. A GPU packs as fast.
+    alone there, the second over clips turned round: both meet a clip's frames before its padding. cuDNN packs.
     """
     if x.is_cuda:
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)

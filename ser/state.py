@@ -11,6 +11,7 @@ import torch
 from ser import calibration, checkpoints, dist
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run, Training
+from ser.layers import RunningNorm
 from ser.optim import kept
 from ser.predictions import Predictions
 from ser.protocol import Protocol
@@ -182,6 +183,15 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             f"{path}: was made with other weights of the encoder {encoder.name}: {made}, now "
             f"{encoder.facts}; bring those back, or train another run"
         )
+    for name, module in experiment.model.named_modules():
+        never = (
+            isinstance(module, RunningNorm) and module.kind != "none" and checkpoint["model"].get(f"{name}.steps") == 0
+        )
+        if never:
+            raise UserError(
+                f"{path}: was trained by an earlier ser, which normalised frames by speaker and not the pooled "
+                "statistics; its figures would mean something else: train another run"
+            )
     now = protocol_facts(protocol)
     for name, then in checkpoint["protocol"].items():
         if now[name] != then:

@@ -72,6 +72,11 @@ def test_by_speaker_figures_are_tagged_and_one_clip_alone_is_answered(encoded, t
     assert (alone / "predictions.csv").read_text() != (folder / "predictions.csv").read_text()
     embeddings = checkpoints.load(run.last)["embeddings"]
     assert len(embeddings) == len(start(PROMPT)[0].protocol.part("train"))
+    content = checkpoints.load(run.best)
+    content["model"]["norm.steps"].zero_()  # as an earlier ser left it, which normalised by speaker elsewhere
+    checkpoints.save(run.best, content)
+    line = one_error_line(command("eval_model.py", run.folder, "--part", "val", home=trained_home))
+    assert f"{run.best}: was trained by an earlier ser" in line
 
 
 def test_other_weights_of_the_encoder_are_refused(encoded, trained_home):
