@@ -10,6 +10,7 @@ from ser.features import Features
 from ser.interfaces import Classifier, Solvable
 from ser.layers import normalises_by_speaker
 from ser.losses import Loss
+from ser.metadata import Clip
 from ser.optim import AdamW, WarmupCosine
 from ser.protocol import Protocol
 from ser.tracking import Tracking
@@ -144,8 +145,13 @@ class Experiment:
     @property
     def hears_validation(self) -> bool:
         """Whether the weights come of the validation part, too, which then says nothing of others."""
-        solved = isinstance(self.model, Solvable) and self.model.solves and self.model.refit
-        return solved or self.training.with_validation
+        return self.training.with_validation or (isinstance(self.model, Solvable) and self.model.refit)
+
+    @property
+    def heard(self) -> list[Clip]:
+        """The clips whose labels the weights come of."""
+        parts = ("train", "val") if self.hears_validation else ("train",)
+        return [clip for part in parts for clip in self.protocol.part(part)]
 
     def check_loss(self) -> None:
         """Raise a UserError for what corrects the same thing twice, or has no meaning together."""

@@ -130,7 +130,7 @@ def save(
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
-        "train_speakers": sorted({clip.speaker for clip in setup.heard}),
+        "train_speakers": sorted({clip.speaker for clip in experiment.heard}),
         "state": asdict(state),
     }
     if validated is not None:

@@ -60,12 +60,6 @@ class Setup:
         """Let the model answer with the average, where there is one: what validates and is kept."""
         return nullcontext() if self.averaged is None else self.averaged.answering()
 
-    @property
-    def heard(self) -> list[Clip]:
-        """The clips whose labels the weights are made from."""
-        both = isinstance(self.model, Solvable) and self.model.refit
-        return [*self.train, *self.validation] if both else self.train
-
     def everything(self, clips: Sequence[Clip]) -> Batch:
         """Return clips and all their copies as one batch, on the device."""
         readers = [self.reader, *self.copies]
@@ -147,7 +141,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     check_labels([*train, *validation], reader.labels)
     if experiment.training.with_validation:
-        train, validation = [*train, *validation], []
+        train, validation = experiment.heard, []
     experiment.features.front_end.to(device)
     start = None
     if fresh:
