@@ -37,7 +37,7 @@ calm := "neutral"
 root := justfile_directory()
 python := root / ".venv/bin/python"
 tools := root / "tools"
-launch := if gpus == "1" { "" } else { "-m torch.distributed.run --standalone --nproc-per-node " + gpus }
+launch := if gpus == "1" { "" } else { quote(tools / "launch.py") + " " + quote(gpus) }
 scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
 heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
 adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }

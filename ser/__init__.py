@@ -12,8 +12,8 @@ store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
 scoring   predictions, scoring, subgroups
 learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
-after     reporting, augment_demo, probing, comparing, summary
-door      config, runs, evaluating, crossing, launching, folds, ablating, ensembles, robustness, report
+after     reporting, augment_demo, probing, summary
+door      config, runs, evaluating, crossing, comparing, launching, folds, ablating, ensembles, robustness, report
 delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
 whole     rehearsal, planning, plan
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,

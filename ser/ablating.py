@@ -16,9 +16,9 @@ from ser.errors import UserError
 from ser.evaluating import evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
+from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
-from ser.protocol import Protocol
 from ser.runs import create, train
 from ser.starting import read_start
 from ser.state import is_finished
@@ -105,7 +105,7 @@ def ablate(
     apart = needs_processes(jobs, gpus)
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected 1 or more")
-    variants, protocol, name = planned(experiment, changes, common, range(1, seeds + 1))
+    variants, as_it_is, name = planned(experiment, changes, common, range(1, seeds + 1))
     folder = outputs_folder() / "ablations" / name
     works = [
         Work(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
@@ -126,8 +126,9 @@ def ablate(
             check_same(plain.predictions[0], found, [Path(plain.runs[0]), Path(run)])
     rows = [row(variant.name, plain, own) for variant, own in zip(variants, answers, strict=True)]
     result = {
-        "experiment": experiment, "common": list(common), "seeds": seeds, "trained_on": protocol.describe(),
-        "split_sha256": protocol.split.sha256, "n_clips": int(plain.confusions[0].sum()),
+        "experiment": experiment, "common": list(common), "seeds": seeds, "trained_on": as_it_is.protocol.describe(),
+        "split_sha256": as_it_is.protocol.split.sha256, "chosen": what_was_chosen(as_it_is),
+        "n_clips": int(plain.confusions[0].sum()),
         "n_speakers": len(plain.confusions[0]), "variants": rows,
         "runs": {variant.name: own.runs for variant, own in zip(variants, answers, strict=True)},
     }  # fmt: skip
@@ -140,8 +141,8 @@ def ablate(
 
 def planned(
     experiment: str, changes: Sequence[str], common: Sequence[str], seeds: Sequence[int]
-) -> tuple[list[Variant], Protocol, str]:
-    """Return the variants, the protocol of the experiment as it is, and a name for it all.
+) -> tuple[list[Variant], Experiment, str]:
+    """Return the variants, the experiment as it is, and a name for it all.
 
     Every variant is built once before any is trained, so that a mistake in the last change costs nothing.
     """
@@ -164,7 +165,7 @@ def planned(
         variants.append(Variant(name, overrides))
     assert plain is not None
     text = " ".join([*sorted(known), str(len(seeds))])
-    return variants, plain.protocol, f"{run.group}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return variants, plain, f"{run.group}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def check(made: Experiment, plain: Experiment, name: str) -> None:
@@ -181,12 +182,20 @@ def check(made: Experiment, plain: Experiment, name: str) -> None:
         raise UserError(f"'{name}' changes which clips validate, or their labels; it cannot be compared on validation")
     if made.hears_validation:
         setting = "train/with_validation" if made.training.with_validation else "stats/refit"
-        raise UserError(f"'{name}' is trained on the validation clips, too; add --common '{setting} = False'")
+        mend = f"add --common '{setting} = False'" if made is plain else "leave it out"
+        raise UserError(f"'{name}' is trained on the validation clips, too, which are to compare; {mend}")
     for features in (made.features, *made.features.copies):
         for table in made.protocol.tables.values():
             open_source(features, table)
     if made.training.start:
         read_start(made.training.start, made.protocol)
+
+
+def what_was_chosen(plain: Experiment) -> str:
+    """Return what every run chose on the validation clips, or nothing."""
+    if isinstance(plain.model, Solvable) and plain.model.solves:
+        return "the strength of the regularisation"
+    return "the epoch" if plain.training.keep == "best" else ""
 
 
 def answered(experiment: str, variant: Variant, progress: bool) -> Answered | int:
@@ -255,5 +264,6 @@ def table(folder: Path, result: dict[str, Any]) -> str:
         lines.append(text.rstrip() + "".join(f"  [{tag}]" for tag in line["tags"]))
     if reason := stats.interval_reason(result["n_speakers"]):
         lines.append(f"  no interval: {reason}")
-    lines.append("  p: the two exchanged speaker by speaker; the epochs were chosen on these speakers")
+    chosen = result["chosen"] or "nothing"
+    lines.append(f"  p: the two exchanged speaker by speaker; {chosen} was chosen on these speakers")
     return "\n".join([*lines, *(str(folder / name) for name in ("ablation.csv", "ablation.json", "ablation.png"))])

@@ -12,6 +12,7 @@ from ser.errors import UserError
 from ser.evaluating import made_with
 from ser.files import read_csv, read_json
 from ser.interfaces import Solvable
+from ser.layers import normalises_by_speaker
 from ser.reporting import TITLES, corpus_says, estimate, gap_text, licence_of, with_interval
 from ser.robustness import estimate_of, shown_value
 from ser.runs import Trained
@@ -36,7 +37,7 @@ def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
     sections = [
         front_matter(model, scored), title(model, trained), usage(model), data(model), figures(model, scored),
         groups(scored, model.experiment.protocol.corpus), calibration(scored), robustness(model),
-        uses(model), contamination(model), formats(parity), citations(model),
+        uses(model), contamination(model), formats(model, parity), citations(model),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -93,8 +94,8 @@ def protocol_of(metrics: dict[str, Any]) -> str:
     name = f"{metrics['corpus']} {metrics['split_scheme']}" + (f" fold {metrics['fold']}" if metrics["fold"] else "")
     if metrics["label_source"] != metrics["trained_labels"]:
         name += f", labels {metrics['label_source']}"
-    if metrics.get("speaker_clips"):
-        name += f", {metrics['speaker_clips']} clips of each speaker known"
+    if "speaker-normalised" in metrics["tags"]:
+        name += f", normalised by {metrics.get('speaker_clips') or 'all'} clips of each speaker"
     return name
 
 
@@ -252,6 +253,8 @@ def robustness(model: Trained) -> str:
             uar = estimate_of(row, "uar")
             lines.append(f"| {row['kind']} | {shown_value(row)} | {uar} | {row['same_answers']:.2f} |")
         return "\n".join(lines)
+    if model.experiment.hears_validation:
+        return "## Robustness\n\nNot measured: the run was trained on its validation part, too."
     return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
 
 
@@ -280,9 +283,15 @@ def contamination(model: Trained) -> str:
             f"{started[0].upper()}{started[1:]} was trained by others, on data that this project has not seen; whether "
             "it held recordings of this corpus cannot be ruled out."
         )
-    else:
-        lines.append("Nothing: all weights began at random and were trained on the training part.")
     protocol = model.experiment.protocol
+    parts = ["the training part"] + ["the validation part"] * model.experiment.hears_validation
+    parts += [f"all of {corpus}" for corpus in protocol.extra]
+    begun = model.checkpoint["state"].get("start")
+    if begun:
+        before = ", ".join(begun["corpora"]) or "the same split"
+        lines.append(f"Training began with the weights of {begun['run']}, which was trained on {before}.")
+    if not started and not begun:
+        lines.append(f"Nothing: all weights began at random and were trained on {' and '.join(parts)}.")
     if not protocol.split.speaker_independent:
         lines.append("The scheme has the same speakers in all parts: its figures say nothing of other speakers.")
     elif protocol.scheme != "holdout_text":
@@ -290,9 +299,11 @@ def contamination(model: Trained) -> str:
     return "\n".join(lines)
 
 
-def formats(parity: dict[str, Any]) -> str:
+def formats(model: Trained, parity: dict[str, Any]) -> str:
     """Return what is delivered and how closely it follows the run."""
-    lines = ["## Files", "", "| file | MiB | largest difference in probability to the run | validation UAR, change |"]
+    by_speaker = normalises_by_speaker(model.experiment.model)
+    uar = "validation UAR of unknown speakers" if by_speaker else "validation UAR"
+    lines = ["## Files", "", f"| file | MiB | largest difference in probability to the run | {uar}, change |"]
     lines.append("|---|---|---|---|")
     for name, found in parity["formats"].items():
         change = "-" if found.get("uar") is None else f"{found['uar']:.3f}, {found['uar_change']:+.3f}"

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ser import metrics, stats
+from ser import checkpoints, metrics, stats
 from ser.errors import UserError, nearest, some
-from ser.files import outputs_folder, run_folder, write_csv, write_json
+from ser.evaluating import made_with
+from ser.files import outputs_folder, read_json, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
 
-__all__ = ["check_same", "compare", "shared_evaluation", "table"]
+__all__ = ["check_same", "compare", "current_figures", "shared_evaluation", "table"]
 
 
 def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str, Any]]:
@@ -22,16 +23,19 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
         part: end of the name of an evaluation, such as ``val`` or ``crema_d-none-all``.
 
     Raises:
-        UserError: no such run, not scored on the part, or on other clips, labels or references.
+        UserError: no such run, not scored on the part, with other weights than the best, or on other clips, labels or
+            references.
     """
     folders = [run_folder(name, scored=True) for name in (first, second)]
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
     label = shared_evaluation(folders, part)
+    tags = [current_figures(folder, label)["tags"] for folder in folders]
     one, other = (read_predictions(folder / "eval" / label / "predictions.csv").by_clip() for folder in folders)
     check_same(one, other, folders)
     result = comparison(one, other) | {
         "first": folders[0].name, "second": folders[1].name, "evaluation": label,
+        "first_tags": tags[0], "second_tags": tags[1],
     }  # fmt: skip
     folder = outputs_folder() / "compare" / f"{folders[0].name}--{folders[1].name}" / label
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,10 +52,30 @@ def shared_evaluation(folders: Sequence[Path], part: str) -> str:
         return found[0]
     if found:
         raise UserError(f"'{part}' may be any of {', '.join(found)}; give the whole name: part=NAME")
-    lacking = [folder.name for folder, names in zip(folders, have, strict=True) if not any(part in n for n in names)]
+    lacking = [folder for folder, names in zip(folders, have, strict=True) if not any(part in n for n in names)]
     if lacking:
-        raise UserError(f"{' and '.join(lacking)}: not scored on '{part}' yet; run: just part={part} eval {lacking[0]}")
+        names = " and ".join(folder.name for folder in lacking)
+        if part not in ("test", "val"):
+            raise UserError(f"{names}: no evaluation '{part}'; one of another corpus is made by: just cross RUN CORPUS")
+        if joined := [folder.name for folder in lacking if not (folder / "run.gin").is_file()]:
+            raise UserError(f"{' and '.join(joined)}: is made of several runs' answers and has no '{part}' of its own")
+        raise UserError(f"{names}: not scored on '{part}' yet; run: just part={part} eval {lacking[0].name}")
     raise UserError(f"no evaluation on '{part}' that all runs have{nearest(part, sorted(set.union(*have)))}")
+
+
+def current_figures(folder: Path, label: str) -> dict[str, Any]:
+    """Return the metrics of an evaluation, which this ser made, of a run's best weights; other folders have none.
+
+    Raises:
+        UserError: they are of other weights or of an earlier ser.
+    """
+    path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
+    figures = read_json(path) if path.is_file() else {}
+    if not (made_with(figures, checkpoints.load(best)) if best.is_file() else "classes" in figures):
+        raise UserError(
+            f"{folder.name}: {label} was scored before the run was finished, or by an earlier ser; score it again"
+        )
+    return figures
 
 
 def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> None:
@@ -116,7 +140,11 @@ def flips(one: Predictions, other: Predictions) -> list[dict[str, Any]]:
 
 def table(folder: Path, result: dict[str, Any]) -> str:
     """Return a comparison for people, and where its files lie."""
-    lines = [f"first   {result['first']}", f"second  {result['second']}", f"on      {result['evaluation']}"]
+    lines = [
+        f"{which:<8}{result[which]}" + "".join(f"  [{tag}]" for tag in result[f"{which}_tags"])
+        for which in ("first", "second")
+    ]
+    lines.append(f"on      {result['evaluation']}")
     for name, title in (("uar", "UAR"), ("wa", "WA"), ("macro_f1", "macro-F1")):
         figure = result["figures"][name]
         interval = figure["ci95"]

@@ -57,7 +57,7 @@ def crash_test(kills: int = 20, seed: int = 1) -> dict[str, Any]:
 
 def two(command: Sequence[str]) -> list[str]:
     """Return a command that runs in two processes."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    return ["tools/launch.py", "2", *command]
 
 
 def endure(

@@ -10,8 +10,8 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import evaluate, made_with
-from ser.files import outputs_folder, read_json, run_folder, write_json
+from ser.evaluating import evaluate
+from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
 
@@ -69,7 +69,7 @@ def ensemble(
         "parameters_total": sum(metrics["parameters_total"] for metrics in every),
         "parameters_trained": sum(metrics["parameters_trained"] for metrics in every),
         "hours": round(sum(metrics["hours"] for metrics in every), 4),
-        "trained_on": about["trained_on"],
+        "trained_on": "; ".join(sorted({metrics["trained_on"] for metrics in every})),
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
@@ -100,16 +100,14 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
         found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
         own = [name for name in found if name == part or name.endswith(f"-{part}")]
         trained = (folder / "checkpoints/best.pt").is_file()
+        if trained and not checkpoints.load(folder / "checkpoints/last.pt")["state"]["finished"]:
+            raise UserError(f"{folder.name}: is not finished; go on with: just resume {folder.name}")
         if trained and part in ("test", "val") and not (own and all(is_current(folder, name) for name in own)):
             evaluate(str(folder), part, progress=False)
     label = comparing.shared_evaluation(folders, part)
     members = []
     for folder in folders:
-        if not is_current(folder, label):
-            raise UserError(
-                f"{folder.name}: {label} was scored with other weights or by an earlier ser; score it again"
-            )
-        metrics = read_json(folder / "eval" / label / "metrics.json")
+        metrics = comparing.current_figures(folder, label)
         if "speakers-seen" in metrics["tags"]:
             raise UserError(f"{folder.name}: was trained on speakers of {label}; it cannot take part")
         members.append((read_predictions(folder / "eval" / label / "predictions.csv").by_clip(), metrics))
@@ -125,12 +123,11 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
 
 
 def is_current(folder: Path, label: str) -> bool:
-    """Say whether an evaluation was made by this ser, and with a run's best weights; other folders have none."""
-    path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
-    if not path.is_file():
+    """Say whether an evaluation need not be made again."""
+    try:
+        return bool(comparing.current_figures(folder, label))
+    except UserError:
         return False
-    figures = read_json(path)
-    return made_with(figures, checkpoints.load(best)) if best.is_file() else "classes" in figures
 
 
 def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:

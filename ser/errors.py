@@ -4,12 +4,14 @@ import difflib
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 __all__ = ["UserError", "first_line", "nearest", "some", "tool"]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
+HEARD_ONCE = 1.0  # seconds
 EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
 
 
@@ -48,6 +50,8 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.stdout.flush()  # here, where a reader that went away can still be met
             sys.exit(status)
         except UserError as error:
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(HEARD_ONCE)  # what all processes meet, the main one says, and the others are ended
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except KeyboardInterrupt:

@@ -67,11 +67,16 @@ def cross_validate(
         scored += fold_experiment.protocol.part("test")
         print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
     protocol = first.protocol
+    whole = protocol.describe().replace(" fold 1", "", 1)
+    beyond = results[0]["trained_on"].removeprefix(protocol.describe())
     about = {
         **{key: results[0][key] for key in SAME_IN_FOLDS},
         "run": cv_folder.name,
         "hours": round(sum(result["hours"] for result in results), 3),
-        "trained_on": f"{protocol.corpus} {protocol.scheme}, each fold on the others",
+        "trained_on": whole
+        + beyond
+        + ", each fold on the others"
+        + ("" if first.hears_validation else " but those that validate"),
         "speaker_independent": not protocol.tags,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,

@@ -115,6 +115,11 @@ class Predictor:
         samples = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
         if samples.dtype.kind == "i":  # as soundfile and scipy read them when asked to
             samples = samples / -float(np.iinfo(samples.dtype).min)
+        elif samples.dtype.kind == "u":  # silence lies in the middle, as in a WAV file of 8 bits
+            middle = float(np.iinfo(samples.dtype).max // 2 + 1)
+            samples = (samples - middle) / middle
+        elif samples.dtype.kind != "f":
+            raise UserError(f"sound of {samples.dtype}: expected samples that are float or whole numbers")
         samples = np.ascontiguousarray(samples[:, None] if samples.ndim == 1 else samples, dtype=np.float32)
         if samples.ndim != 2 or not samples.size or not np.isfinite(samples).all():
             raise UserError(f"sound of shape {list(samples.shape)}: expected finite samples [N] or [N, channels]")

@@ -1,5 +1,6 @@
-"""Trainings in processes of their own, several at once."""
+"""Trainings in processes of their own, several at once, and processes that share a training."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from ser.errors import UserError
+from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER, UserError
 from ser.files import PROJECT
 from ser.interrupts import stop_requests
 from ser.progress import cores
 
-__all__ = ["Work", "needs_processes", "train_apart"]
+__all__ = ["Work", "needs_processes", "run_in_processes", "train_apart"]
 
 POLL_SECONDS = 0.2
 
@@ -40,11 +41,52 @@ def needs_processes(jobs: int, gpus: int) -> bool:
     """Say whether training needs processes of its own.
 
     Raises:
-        UserError: less than one job or GPU.
+        UserError: less than one job or GPU, or more GPUs than there are.
     """
-    if jobs < 1 or gpus < 1:
-        raise UserError(f"jobs is {jobs} and gpus {gpus}; expected 1 or more")
+    if jobs < 1:
+        raise UserError(f"jobs is {jobs}; expected 1 or more")
+    check_processes(gpus)
     return jobs > 1 or gpus > 1
+
+
+def check_processes(number: int) -> None:
+    """Raise a UserError for a number of processes that cannot share a work here."""
+    if number < 1:
+        raise UserError(f"gpus is {number}; expected 1 or more")
+    if torch.cuda.is_available() and number > torch.cuda.device_count():
+        raise UserError(f"gpus is {number}, but {torch.cuda.device_count()} can be seen; each process needs its own")
+
+
+def run_in_processes(number: str, command: Sequence[str]) -> int:
+    """Run a Python program in processes that share its work; one machine, each with its share of the cores.
+
+    Returns:
+        0, or the status in which a mistake or a signal ended one of them.
+
+    Raises:
+        UserError: not a number of processes that can share a work here.
+        ChildFailedError: one of them ended otherwise.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    if not number.isdecimal():
+        raise UserError(f"gpus is '{number}'; expected a whole number of 1 or more")
+    check_processes(int(number))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(number))))
+    logging.disable(logging.ERROR)  # torch's own report of a process that has said itself why it ended
+    try:
+        run(parse_args(["--standalone", "--nproc-per-node", number, *command]))
+    except SignalException as stopped:
+        return EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_REQUEUE
+    except ChildFailedError as failed:
+        statuses = {failure.exitcode for failure in failed.failures.values()}
+        for known in (EXIT_USER, EXIT_INTERRUPTED, EXIT_REQUEUE):
+            if known in statuses:
+                return known
+        raise
+    return 0
 
 
 def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) -> int:
@@ -73,7 +115,7 @@ def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) ->
             time.sleep(POLL_SECONDS)
             if stop.signal:
                 for _, process in running.values():
-                    # torchrun hands SIGTERM on to its processes, and knows no SIGUSR1.
+                    # Who started several processes hands SIGTERM on to them, and knows no SIGUSR1.
                     process.send_signal(signal.SIGTERM if gpus > 1 else stop.signal)
                 for _, process in running.values():
                     process.wait()
@@ -88,14 +130,15 @@ def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) ->
                     else:
                         print(f"{work.name}: trained", flush=True)
     for work, status in failed:
-        last = work.log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"{work.name} ended with status {status}: {''.join(last)[:200]} (see {work.log})")
+        lines = work.log.read_text(errors="replace").strip().splitlines()
+        why = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or [""]
+        raise UserError(f"{work.name} ended with status {status}: {why[-1][:200]} (see {work.log})")
     return 0
 
 
 def start(experiment: str, work: Work, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
     """Start a training; ``slot`` of ``jobs`` has GPUs and cores of its own."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
+    launch = [str(PROJECT / "tools/launch.py"), str(gpus)] if gpus > 1 else []
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // (jobs * gpus)))} | os.environ
     if (count := torch.cuda.device_count()) and "CUDA_VISIBLE_DEVICES" not in os.environ:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str((slot * gpus + place) % count) for place in range(gpus))

@@ -64,7 +64,9 @@ def read_start(name: str, protocol: Protocol) -> Start:
         protocol.scheme, protocol.fold, protocol.split.sha256
     )  # fmt: skip
     judges = {clip.speaker for part in ("val", "test") for clip in protocol.members[part]}
-    heard = same and protocol.split.speaker_independent and bool(speakers & judges)  # a probe that was solved again
+    heard = same and (
+        content.get("hears_validation", False) or (protocol.split.speaker_independent and bool(speakers & judges))
+    )
     if protocol.corpus in others or heard or (own["corpus"] == protocol.corpus and not same):
         raise UserError(
             f"train/start: {folder.name} was trained on {protocol.corpus}, too, and may know speakers that "

@@ -131,6 +131,7 @@ def save(
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
         "train_speakers": sorted({clip.speaker for clip in experiment.heard}),
+        "hears_validation": experiment.hears_validation,
         "state": asdict(state),
     }
     if validated is not None:

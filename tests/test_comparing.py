@@ -8,7 +8,7 @@ from conftest import command, one_error_line
 
 from ser import comparing
 from ser.errors import UserError
-from ser.files import read_csv
+from ser.files import read_csv, write_json
 from ser.predictions import Predictions, write_predictions
 from ser.scoring import score
 
@@ -26,9 +26,10 @@ def predictions(seed: int, skill: float, speakers: int = 9, labels=LABELS) -> Pr
     )  # fmt: skip
 
 
-def write(home, name: str, made: Predictions, label: str = "demo-holdout-val"):
+def write(home, name: str, made: Predictions, label: str = "demo-holdout-val", tags=()):
     folder = home / "outputs" / name
     write_predictions(folder / "eval" / label / "predictions.csv", made)
+    write_json(folder / "eval" / label / "metrics.json", {"classes": {}, "tags": list(tags)})
     (folder / "run.gin").write_text("")
     return folder
 
@@ -51,6 +52,34 @@ def test_figures_are_those_of_each_and_flips_add_up(home):
     assert len(rows) == result["won"] + result["lost"]
     assert all((row["first"] == row["label"]) != (row["second"] == row["label"]) for row in rows)
     assert json.loads((folder / "comparison.json").read_text()) == result
+
+
+def test_what_is_compared_keeps_its_tags(home):
+    write(home, "one", predictions(1, 0.5))
+    write(home, "other", predictions(2, 2.0), tags=["speaker-normalised", "speakers-seen"])
+    folder, result = comparing.compare("one", "other", "val")
+    assert (result["first_tags"], result["second_tags"]) == ([], ["speaker-normalised", "speakers-seen"])
+    first, second, *_ = comparing.table(folder, result).splitlines()
+    assert first == "first   one"
+    assert second == "second  other  [speaker-normalised]  [speakers-seen]"
+
+
+def test_figures_of_an_earlier_ser_are_not_compared(home):
+    for name, seed in (("one", 1), ("other", 2)):
+        folder = write(home, name, predictions(seed, 1.0))
+    write_json(folder / "eval/demo-holdout-val/metrics.json", {"recall": {}, "tags": []})
+    with pytest.raises(UserError, match="other: demo-holdout-val was scored before the run was finished, or by an ear"):
+        comparing.compare("one", "other", "val")
+
+
+def test_a_cross_validation_has_no_part_of_its_own_to_score(home):
+    write(home, "one", predictions(1, 1.0))
+    folder = write(home, "a-cv-s1", predictions(2, 1.0), "demo-kfold3-test")
+    (folder / "run.gin").unlink()
+    with pytest.raises(UserError, match="a-cv-s1: is made of several runs' answers and has no 'val' of its own"):
+        comparing.compare("one", "a-cv-s1", "val")
+    with pytest.raises(UserError, match="just cross RUN CORPUS"):
+        comparing.compare("one", "a-cv-s1", "ravdess-none-all")
 
 
 def test_the_order_of_clips_does_not_matter_and_the_sign_turns(home):

@@ -552,7 +552,7 @@ def work(many, home) -> Path:
     return home
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO = (str(PROJECT / "tools/launch.py"), "2")
 
 
 @pytest.fixture
@@ -630,7 +630,7 @@ def test_two_processes_make_what_one_makes_and_nothing_twice(many, work, start):
     _, arguments, whole = many
     name = "whisper_tiny-statistics"
     folder = work / "data/ravdess/feats" / name
-    running = start(arguments[name], *TORCHRUN)
+    running = start(arguments[name], *TWO)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert out == f"{folder}: 240 made, 0 remade, 0 kept\n"
@@ -640,7 +640,7 @@ def test_two_processes_make_what_one_makes_and_nothing_twice(many, work, start):
 def test_one_of_two_processes_killed_and_both_run_again_they_end_like_an_uninterrupted_run(many, work, start):
     _, arguments, whole = many
     folder = work / "data/ravdess/feats/logmel80"
-    running = start(arguments["logmel80"], *TORCHRUN)
+    running = start(arguments["logmel80"], *TWO)
     wait_until((folder / "journal-1.jsonl").exists, running)
     for pid in children(running.pid):
         if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes():
@@ -650,7 +650,7 @@ def test_one_of_two_processes_killed_and_both_run_again_they_end_like_an_uninter
     done = journalled(folder)
     assert 0 < len(done) < 240
     assert len(done) == len(set(done)), "no clip is made by both"
-    running = start(arguments["logmel80"], *TORCHRUN)
+    running = start(arguments["logmel80"], *TWO)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     place, _, counts = out.rstrip("\n").rpartition(": ")

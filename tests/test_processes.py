@@ -14,6 +14,8 @@ import torch
 from conftest import PROJECT
 
 from ser import checkpoints
+from ser.errors import UserError
+from ser.launching import run_in_processes
 
 GIN = """include 'gin/base.gin'
 include 'gin/data/demo.gin'
@@ -62,9 +64,9 @@ with dist.group():
 
 def launch(processes: int, *arguments: object) -> subprocess.Popen:
     """Start a Python program in so many processes, as `just gpus=N` does."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = ["tools/launch.py", str(processes)] if processes > 1 else []
     return subprocess.Popen(
-        [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)],
+        [sys.executable, *launcher, *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, env=dict(os.environ),
     )  # fmt: skip
 
@@ -110,9 +112,9 @@ def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen
 
 
 def workers(experiment: Path) -> list[int]:
-    """Return the processes that train an experiment; torchrun, which started them, is not among them."""
+    """Return the processes that train an experiment; what started them is not among them."""
     listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    lines = [line for line in listed.splitlines() if str(experiment) in line and "torch.distributed" not in line]
+    lines = [line for line in listed.splitlines() if str(experiment) in line and "launch.py" not in line]
     return [int(line.split()[0]) for line in lines]
 
 
@@ -191,15 +193,37 @@ def test_when_one_process_dies_all_end_and_the_checkpoint_is_whole(experiment, t
     checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
 
 
+def test_a_mistake_ends_all_processes_with_one_line(experiment):
+    process = train(2, experiment, "train/epoch = 3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("error: ")
+    assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1"])
+def test_a_number_of_processes_that_is_none_is_refused(number):
+    with pytest.raises(UserError, match="expected"):
+        run_in_processes(number, ["tools/train.py", "demo_ecapa"])
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="gpus is 2, but 1 can be seen"):
+        run_in_processes("2", ["tools/train.py", "demo_ecapa"])
+
+
 def test_another_number_of_processes_is_refused(experiment, trained_home):
     short = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
     process = train(2, experiment, *short)
     wait_for_step(trained_home, 20)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Traceback" not in err
     saved = checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"]
-    assert saved == timeless(folder_of(trained_home))[-1]["step"], "torchrun hands the signal on, and the step is saved"
+    assert saved == timeless(folder_of(trained_home))[-1]["step"], "the signal is handed on, and the step is saved"
     alone = train(1, experiment, *short)
     _, err = alone.communicate(timeout=60)
     assert alone.returncode == 2
