@@ -50,6 +50,11 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_finished(last: Path) -> bool:
+    """Say whether the run that this newest checkpoint is of has made its last step."""
+    return last.is_file() and load(last)["state"]["finished"]
+
+
 def restore(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Load weights strictly: every tensor that the model learns in its place, none too many.
 

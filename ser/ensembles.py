@@ -99,8 +99,8 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
     for folder in folders:
         found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
         own = [name for name in found if name == part or name.endswith(f"-{part}")]
-        trained = (folder / "checkpoints/best.pt").is_file()
-        if trained and not checkpoints.load(folder / "checkpoints/last.pt")["state"]["finished"]:
+        trained = (folder / "run.gin").is_file()
+        if trained and not checkpoints.is_finished(folder / "checkpoints/last.pt"):
             raise UserError(f"{folder.name}: is not finished; go on with: just resume {folder.name}")
         if trained and part in ("test", "val") and not (own and all(is_current(folder, name) for name in own)):
             evaluate(str(folder), part, progress=False)

@@ -142,7 +142,7 @@ class Trained:
     @property
     def finished(self) -> bool:
         """Whether the run has made its last step; a figure made before is only provisional."""
-        return self.run.last.is_file() and is_finished(self.run)
+        return is_finished(self.run)
 
 
 def trained(name: str) -> Trained:

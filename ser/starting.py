@@ -53,7 +53,7 @@ def read_start(name: str, protocol: Protocol) -> Start:
         raise UserError("train/start is 'last', which means another run tomorrow; name the run")
     folder = run_folder(name)
     path = folder / "checkpoints/best.pt"
-    if not checkpoints.load(folder / "checkpoints/last.pt")["state"]["finished"]:
+    if not checkpoints.is_finished(folder / "checkpoints/last.pt"):
         raise UserError(f"train/start: {folder.name} is not finished; go on with: just resume {folder.name}")
     content = checkpoints.load(path)
     own = content["protocol"]

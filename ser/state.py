@@ -236,4 +236,4 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
 
 def is_finished(run: Run) -> bool:
     """Say whether the run has made its last step."""
-    return run.last.is_file() and checkpoints.load(run.last)["state"]["finished"]
+    return checkpoints.is_finished(run.last)

@@ -39,6 +39,7 @@ def test_every_variant_is_trained_with_every_seed_and_compared_with_its_like(tra
     shown = ablating.table(folder, result)
     assert all(change in shown for change in CHANGES)
     assert "no interval: 2 speakers" in shown
+    assert "the epoch was chosen on these speakers" in shown
     stamps = [(trained_home / "outputs" / run / "checkpoints/best.pt").stat().st_mtime_ns for run in runs]
     again = ablating.ablate("demo_ecapa", CHANGES, SMALL, seeds=2, progress=False)
     assert again == (folder, result)
@@ -54,11 +55,12 @@ def test_every_variant_is_trained_with_every_seed_and_compared_with_its_like(tra
         (["train/lr = 3e-3", "train/lr = 0.003"], 1, "'train/lr = 0.003' trains the same as 'train/lr = 3e-3'"),
         (["train/lr = 3e-3", "split/scheme = 'holdout_text'"], 1, "changes which clips validate"),
         (["train/lr = 3e-3", "train/start = 'nothing'"], 1, "nothing"),
+        (["train/keep = 'last'; train/with_validation = True"], 1, "which are to compare; leave it out"),
         (["seed = 2"], 1, "say how many with seeds=N"),
         (["train/lr = 3e-3", "mel/bands = 40"], 1, "logmel80: made otherwise"),
         (["train/lr = 3e-3"], 0, "seeds is 0; expected 1 or more"),
     ],
-    ids=["none", "unknown", "no change", "twice", "other clips", "start", "seed", "not extracted", "no seeds"],
+    ids=["none", "unknown", "no change", "twice", "other clips", "start", "heard", "seed", "not extracted", "no seeds"],
 )
 def test_a_mistake_is_said_before_anything_is_trained(trained_home, changes, seeds, message):
     with pytest.raises(UserError, match=message):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import command, one_error_line
+from conftest import StopAfter, command, one_error_line
 
-from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs
+from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs, training
 from ser.batches import SoundSource, open_source
 from ser.errors import UserError
 from ser.evaluating import evaluate
@@ -164,6 +164,25 @@ def test_a_member_that_knows_the_speakers_is_refused(trained_home):
         assert metrics["speaker_independent"] is False
     with pytest.raises(UserError, match="was trained on speakers of demo-holdout-train"):
         ensembles.ensemble([str(first.folder), str(second.folder)], "demo-holdout-train")
+
+
+def test_an_unfinished_member_is_refused_and_not_scored(trained_home, monkeypatch):
+    name = train().folder.name
+    experiment, run = runs.create(config.load("demo_ecapa", [*SMALL, "seed = 2"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(3))
+        assert runs.train(experiment, run, progress=False) == 130
+    with pytest.raises(UserError, match=f"{run.folder.name}: is not finished; go on with: just resume"):
+        ensembles.ensemble([name, run.folder.name], "test")
+    assert not (run.folder / "scorings.jsonl").exists()
+
+
+def test_an_ensemble_says_what_each_member_was_trained_on(trained_home):
+    plain = train("demo_ecapa", "train/keep = 'last'")
+    both = train("demo_ecapa", "train/keep = 'last'", "train/with_validation = True")
+    for names in ((plain, both), (both, plain)):
+        _, metrics = ensembles.ensemble([run.folder.name for run in names])
+        assert metrics["trained_on"] == "demo holdout; demo holdout, validation speakers too"
 
 
 def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from ser import card, reporting, runs
+from ser import card, config, reporting, runs
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,24 @@ def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivere
         text = card.model_card(model, {"formats": {}, "left_out": {}}, 7)
         assert ("| white | 20 | 0.500 [0.400, 0.600] | 0.75 |" in text) is shown
         assert ("Not measured" in text) is not shown
+
+
+def test_it_says_what_the_weights_have_heard(trained_home):
+    small = ["ecapa/channels = 32", "train/epochs = 1", "track/wandb = 'off'"]
+
+    def told(experiment: str, *overrides: str) -> str:
+        built, run = runs.create(config.load(experiment, [*small, *overrides]))
+        assert runs.train(built, run, progress=False) == 0
+        text = card.model_card(runs.trained(run.folder.name), {"formats": {}, "left_out": {}}, 7)
+        return text.partition("## What may have heard the test before")[2].partition("##")[0]
+
+    both = ["train/keep = 'last'", "train/with_validation = True"]
+    assert "at random and were trained on the training part and the validation part." in told("demo_ecapa", *both)
+    name = runs.create(config.load("demo_ecapa", [*small, *both]))[1].folder.name
+    begun = told("ravdess_ecapa", f"train/start = '{name}'")
+    assert f"Training began with the weights of {name}, which was trained on demo." in begun
+    assert "at random" not in begun
+    assert "and all of demo." in told("ravdess_ecapa", "data/extra = ['demo']")
 
 
 def test_ravdess_is_not_for_commercial_use(encoded, trained_home):

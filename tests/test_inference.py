@@ -323,6 +323,10 @@ def test_whole_numbers_fill_their_type(model, clips):
     np.testing.assert_allclose(
         probabilities(model.predict(whole)), probabilities(model.predict(whole / 32_768)), atol=1e-6
     )
+    eight_bits = (np.round(sound * 128).clip(-128, 127) + 128).astype(np.uint8)
+    np.testing.assert_allclose(
+        probabilities(model.predict(eight_bits)), probabilities(model.predict((eight_bits - 128.0) / 128)), atol=1e-6
+    )
     assert model.predict(sound[::-1]).label
     assert model.predict(torch.from_numpy(sound).requires_grad_()).label == model.predict(sound).label
     for rate in (0, -1, 16_000.5):
@@ -338,7 +342,13 @@ def test_ten_hours_are_refused_by_their_header_alone(model, tmp_path, monkeypatc
         model.predict(tmp_path / "day.wav")
 
 
-@pytest.mark.parametrize("sound", [np.zeros(0), np.zeros((2, 3, 4)), np.full(16_000, np.inf), np.zeros(100)])
+NONE = [
+    np.zeros(0), np.zeros((2, 3, 4)), np.full(16_000, np.inf), np.zeros(100), np.zeros(16_000, bool),
+    np.zeros(16_000, complex), np.array(["a"] * 16_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sound", NONE)
 def test_samples_that_are_no_clip_are_refused(model, sound):
     with pytest.raises(UserError, match="expected"):
         model.predict(sound)

@@ -192,6 +192,7 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     folder, metrics = done
     assert len(metrics["folds"]) == 5
     assert metrics["fold"] is None
+    assert metrics["trained_on"] == "demo kfold5, each fold on the others but those that validate"
     clips = [row["clip"] for row in csv.DictReader((folder / "predictions.csv").open())]
     table = list(csv.DictReader((trained_home / "data/demo/metadata.csv").open()))
     assert sorted(clips) == sorted(row["clip"] for row in table)
@@ -222,7 +223,7 @@ def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, 
 
     def start(experiment, work, gpus, slot, jobs):
         begun.append((work.overrides[-1], slot))
-        code = "import sys, time; time.sleep(0.3); sys.exit('error: too warm')" if len(begun) == 2 else "pass"
+        code = "import sys, time; time.sleep(0.3); sys.exit('error: too warm\\n=====')" if len(begun) == 2 else "pass"
         with work.log.open("wb") as file:
             return subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
 
@@ -231,7 +232,7 @@ def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, 
         launching.Work(f"fold {fold}", ["x", f"split/fold = {fold}"], tmp_path / f"fold{fold}.log")
         for fold in range(1, 41)
     ]
-    with pytest.raises(UserError, match=r"fold 2 ended with status 1: error: too warm \(see .*fold2\.log\)"):
+    with pytest.raises(UserError, match=r"fold 2 ended with status 1: too warm \(see .*fold2\.log\)"):
         launching.train_apart("demo_ecapa", works, 2, 1)
     assert begun[:2] == [("split/fold = 1", 0), ("split/fold = 2", 1)]
     assert len(begun) < 40

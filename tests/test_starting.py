@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import StopAfter
 
-from ser import checkpoints, config, runs, training
+from ser import checkpoints, config, runs, starting, training
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluating import evaluate
@@ -152,6 +152,16 @@ def test_a_probe_that_has_heard_validation_is_no_start_on_the_same_split(encoded
     first = make("ravdess_stats_probe", "track/wandb = 'off'", "stats/refit = True")
     with pytest.raises(UserError, match="may know speakers"):
         begun("ravdess_stats_probe", "stats/solver = 'loop'", "stats/refit = False", f"train/start = '{first}'")
+
+
+def test_a_run_that_has_heard_validation_is_no_start_where_speakers_are_shared_either(trained_home):
+    fixed = [*ECAPA, "train/keep = 'last'"]
+    plain, both = make("demo_ecapa", *fixed), make("demo_ecapa", *fixed, "train/with_validation = True")
+    protocol = config.build(config.load("demo_ecapa", fixed)).protocol
+    object.__setattr__(protocol.split, "speaker_independent", False)
+    assert starting.read_start(plain, protocol).facts["run"] == plain
+    with pytest.raises(UserError, match="may know speakers"):
+        starting.read_start(both, protocol)
 
 
 def test_a_start_may_have_a_start_on_the_same_split(trained_home):
