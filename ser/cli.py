@@ -67,5 +67,13 @@ def corpora_found() -> dict[str, tuple[str, str]]:
             f"{entry.title}: {len(table.clips)} clips of {speakers} speakers, {table.missing} missing, in {table.raw}"
         )
         text += f"; features: {', '.join(stores) or 'none'}"
-        states[name] = (text, f"just train {name}_ecapa" if stores else f"just extract {name} logmel80")
+        states[name] = (text, next_step(name, stores))
     return states
+
+
+def next_step(corpus: str, stores: list[str]) -> str:
+    """Return the command that goes on with a prepared corpus from the features that it has."""
+    english = corpus in ("crema_d", "ravdess")  # as in gin/exp/
+    if corpus != "demo" and f"whisper_tiny{'_en' if english else ''}-statistics" in stores:
+        return f"just train {corpus}_stats_probe"
+    return f"just train {corpus}_ecapa" if "logmel80" in stores else f"just extract {corpus} logmel80"

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from ser import __version__, cli
 
 
@@ -25,6 +27,20 @@ def test_doctor_follows_the_state_of_each_corpus(trained_home):
     assert "logmel80" in states["ravdess"][0]
     assert "official clips" not in states["emodb"][0]
     assert states["emodb"] == ("EmoDB: not prepared", "just raw=PATH prepare emodb")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "stores", "step"),
+    [
+        ("crema_d", [], "just extract crema_d logmel80"),
+        ("crema_d", ["whisper_tiny_en-frames"], "just extract crema_d logmel80"),
+        ("crema_d", ["logmel80", "whisper_tiny_en-statistics"], "just train crema_d_stats_probe"),
+        ("custom", ["whisper_tiny-statistics"], "just train custom_stats_probe"),
+        ("demo", ["logmel80"], "just train demo_ecapa"),
+    ],
+)
+def test_the_next_step_finds_its_features(corpus, stores, step):
+    assert cli.next_step(corpus, stores) == step
 
 
 def test_doctor_survives_a_damaged_corpus(home):

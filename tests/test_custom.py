@@ -9,8 +9,9 @@ import pytest
 import soundfile
 from conftest import command, one_error_line
 from corpus_factory import synthetic_sound
+from encoder_factory import instead
 
-from ser import audio, config, reporting, runs, verify
+from ser import audio, cli, config, reporting, runs, verify
 from ser.corpora import corpus, emodb_left_out, parse_emodb
 from ser.crossing import cross
 from ser.custom import read_clips
@@ -60,6 +61,14 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
     assert metrics["speaker_independent"] is True
     assert metrics["tags"] == []
     assert metrics["absent"] == ["calm", "disgust", "fearful", "neutral", "surprised"]
+    encoder = instead("whisper", tmp_path)
+    done = command("extract.py", "custom", "whisper_tiny", *encoder)
+    assert done.returncode == 0, done.stderr
+    assert cli.corpora_found()["custom"][1] == "just train custom_stats_probe"
+    experiment, run = runs.create(config.load("custom_stats_probe", ["track/wandb = 'off'", *encoder]))
+    assert runs.train(experiment, run, progress=False) == 0
+    _, metrics = evaluate("last", progress=False)
+    assert metrics["tags"] == []
 
 
 def test_without_speakers_every_figure_says_so(home, tmp_path):
@@ -172,8 +181,11 @@ def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
     parts = {row["fold"] for row in csv.DictReader((home / "data/emodb/splits/kfold5.csv").open())}
     assert parts == {"1", "2", "3", "4", "5"}
     assert command("extract.py", "emodb", "logmel80").returncode == 0
-    done = command("train.py", "--dry-run", "emodb_ecapa", *SMALL)
-    assert "all finite" in done.stdout, done.stderr
+    for experiment, overrides in (("ecapa", SMALL), ("stats_probe", instead("whisper", tmp_path))):
+        if overrides is not SMALL:
+            assert command("extract.py", "emodb", "whisper_tiny", *overrides).returncode == 0
+        done = command("train.py", "--dry-run", f"emodb_{experiment}", *overrides)
+        assert "all finite" in done.stdout, done.stderr
 
 
 def test_bad_and_odd_sound_of_a_table_is_found_like_that_of_any_corpus(home, tmp_path):

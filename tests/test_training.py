@@ -26,7 +26,12 @@ SMALL = [
 ]  # fmt: skip
 
 
-ELSEWHERE = ("custom_ecapa", "emodb_ecapa")  # test_custom runs them, on corpora of its own
+ELSEWHERE = (
+    "custom_ecapa",
+    "custom_stats_probe",
+    "emodb_ecapa",
+    "emodb_stats_probe",
+)  # test_custom runs them, on corpora of its own
 
 
 def start(experiment: str, *overrides: str):

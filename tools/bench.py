@@ -8,7 +8,9 @@ from ser.errors import tool
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", help="one or more of augment, data, extraction, models, startup, training")
+    parser.add_argument(
+        "names", nargs="+", help="one or more of augment, data, extraction, inference, models, startup, training"
+    )
     arguments = parser.parse_args()
 
     from ser import benchmarks, measuring
