@@ -26,12 +26,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-ELSEWHERE = (
-    "custom_ecapa",
-    "custom_stats_probe",
-    "emodb_ecapa",
-    "emodb_stats_probe",
-)  # test_custom runs them, on corpora of its own
+# test_custom runs these, on corpora of its own
+ELSEWHERE = ("custom_ecapa", "custom_stats_probe", "emodb_ecapa", "emodb_stats_probe")
 
 
 def start(experiment: str, *overrides: str):
