@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import evaluate
+from ser.evaluating import evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -69,6 +69,7 @@ def ensemble(
         "parameters_total": sum(metrics["parameters_total"] for metrics in every),
         "parameters_trained": sum(metrics["parameters_trained"] for metrics in every),
         "hours": round(sum(metrics["hours"] for metrics in every), 4),
+        "memory_gib": highest(every, "memory_gib"),
         "trained_on": "; ".join(sorted({metrics["trained_on"] for metrics in every})),
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),

@@ -1,6 +1,6 @@
 """A trained run scored on a part of its own protocol, and what stands beside every figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ser.state import check_unchanged
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
 
-__all__ = ["about_run", "check_unseen", "evaluate", "evaluated", "made_with", "predict", "raters", "tags_of"]
+__all__ = [
+    "about_run", "check_unseen", "evaluate", "evaluated", "highest", "made_with", "predict", "raters", "tags_of",
+]  # fmt: skip
 
 
 def evaluate(
@@ -201,6 +203,11 @@ def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
     return all(figures.get(name) == value for name, value in wanted.items())
 
 
+def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """Return the highest value of a name among lines of figures, or None where none has it."""
+    return max((line[name] for line in lines if line.get(name) is not None), default=None)
+
+
 def about_run(model: Trained) -> dict[str, Any]:
     """Return what stands beside every figure of a run."""
     classifier, state = model.experiment.model, model.checkpoint["state"]
@@ -210,7 +217,8 @@ def about_run(model: Trained) -> dict[str, Any]:
         "model": type(classifier).__name__,
         "parameters_total": sum(p.numel() for p in classifier.parameters()),
         "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
-        "hours": round(max((line["speed/hours"] for line in log if "speed/hours" in line), default=0.0), 4),
+        "hours": round(highest(log, "speed/hours") or 0.0, 4),
+        "memory_gib": highest(log, "speed/memory_gib"),
         "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
         "temperature": model.temperature,
         "trained_on": model.experiment.protocol.describe()

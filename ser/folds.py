@@ -8,7 +8,7 @@ from typing import Any
 
 from ser import config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluating import evaluated, raters
+from ser.evaluating import evaluated, highest, raters
 from ser.files import outputs_folder, read_json
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import pool, read_predictions
@@ -69,14 +69,13 @@ def cross_validate(
     protocol = first.protocol
     whole = protocol.describe().replace(" fold 1", "", 1)
     beyond = results[0]["trained_on"].removeprefix(protocol.describe())
+    but = "" if first.hears_validation else " but those that validate"
     about = {
         **{key: results[0][key] for key in SAME_IN_FOLDS},
         "run": cv_folder.name,
         "hours": round(sum(result["hours"] for result in results), 3),
-        "trained_on": whole
-        + beyond
-        + ", each fold on the others"
-        + ("" if first.hears_validation else " but those that validate"),
+        "memory_gib": highest(results, "memory_gib"),
+        "trained_on": f"{whole}{beyond}, each fold on the others{but}",
         "speaker_independent": not protocol.tags,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,

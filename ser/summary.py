@@ -20,8 +20,8 @@ __all__ = ["COLUMNS", "cells", "collect", "seeds_table", "table", "write"]
 SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
     "run", "evaluation", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
-    "parameters_trained", "parameters_total",
-    "hours", *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")), "n_clips", "n_speakers",
+    "parameters_trained", "parameters_total", "hours", "memory_gib",
+    *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")), "n_clips", "n_speakers",
     "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
 )  # fmt: skip
 

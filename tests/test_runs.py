@@ -20,6 +20,7 @@ from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.predictions import Predictions, pool, read_predictions
 from ser.scoring import score
+from ser.tracking import read_log
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
@@ -290,6 +291,8 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")
     assert by_part["ravdess", "test"]["uar"] == f"{metrics['uar']:.4f}"
     assert by_part["ravdess", "test"]["uar_low"] == ""
+    log = read_log(run.folder)
+    assert by_part["ravdess", "test"]["memory_gib"] == f"{max(line.get('speed/memory_gib', 0) for line in log):.4f}"
     assert by_part["demo", "all"]["tags"] == "cross-corpus"
 
 
