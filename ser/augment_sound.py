@@ -86,6 +86,11 @@ class Shift(Operation):
         return out
 
 
+def is_hundredths(factor: float) -> bool:
+    """Say whether a speed has no more than two digits behind the point, which is what resampling keeps of it."""
+    return abs(100 * factor - round(100 * factor)) < 1e-6
+
+
 class Speed(Operation):
     """Play each clip faster or slower, pitch included, at one of some factors (Ko et al. 2015, Interspeech).
 
@@ -102,6 +107,8 @@ class Speed(Operation):
         super().__init__(probability)
         if not factors or not all(0.5 <= factor <= 2 for factor in factors):
             raise UserError(f"Speed: factors are {list(factors)}; expected one or more from 0.5 to 2")
+        if not all(is_hundredths(factor) for factor in factors):
+            raise UserError(f"Speed: factors are {list(factors)}; expected whole hundredths, such as 0.95")
         self.factors = tuple(factors)
 
     def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
@@ -153,14 +160,15 @@ class Pitch(Operation):
         from torchaudio.functional import phase_vocoder, resample
 
         rate = round(SAMPLE_RATE * 2 ** (-step / 12) / 100) * 100  # in hundreds, so that resampling is a small ratio
+        wanted, sound = sound.shape[1], F.pad(sound, (0, 4 * self.WINDOW))
         window = torch.hann_window(self.WINDOW, device=sound.device)
-        spectrum = torch.stft(sound, self.WINDOW, self.HOP, window=window, return_complex=True)
+        # Silence around every clip alike, not a mirror of its end, which in a batch is where the longest ends.
+        spectrum = torch.stft(sound, self.WINDOW, self.HOP, window=window, pad_mode="constant", return_complex=True)
         advance = torch.linspace(0, torch.pi * self.HOP, spectrum.shape[1], device=sound.device)[:, None]
         slower = phase_vocoder(spectrum, rate / SAMPLE_RATE, advance)
         size = round(sound.shape[1] * SAMPLE_RATE / rate)
         stretched = torch.istft(slower, self.WINDOW, self.HOP, window=window, length=size)
-        moved = resample(stretched, SAMPLE_RATE, rate)[:, : sound.shape[1]]
-        return F.pad(moved, (0, sound.shape[1] - moved.shape[1]))
+        return resample(stretched, SAMPLE_RATE, rate)[:, :wanted]
 
 
 class Clipping(Operation):

@@ -77,15 +77,15 @@ class BackgroundNoise(Operation):
 
     def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
         """Return sound [B, N] with noise inside each clip; the ratio of powers is exact."""
-        chosen, samples = self.chosen(random), sound.shape[1]
+        chosen = self.chosen(random)
         snr, starts = random.uniform(self.snr_low, self.snr_high), random.uniform()
         noise = torch.zeros(sound.shape)
         for row, place in enumerate(random.integers(len(self.recordings))):
             if chosen[row]:
-                recording = self.recordings[place]
+                recording, samples = self.recordings[place], int(lengths[row])
                 start = int(starts[row] * max(1, len(recording) - samples + 1))
                 piece = recording[start : start + samples]
-                noise[row] = piece.repeat(-(-samples // len(piece)))[:samples]
+                noise[row, :samples] = piece.repeat(-(-samples // len(piece)))[:samples]
         return with_noise(sound, lengths, noise.to(sound), snr)
 
 

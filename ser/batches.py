@@ -143,7 +143,11 @@ def open_source(features: Features, table: Table) -> Source:
     Raises:
         UserError: as ``features.FeatureStore``.
     """
-    return FeatureStore(table.corpus, features) if features.cached else SoundSource(table)
+    if not features.cached:
+        return SoundSource(table)
+    store = FeatureStore(table.corpus, features)
+    store.check_sources(table)
+    return store
 
 
 class ClipReader:

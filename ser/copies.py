@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ser.augment_sound import is_hundredths
 from ser.errors import UserError
 from ser.interfaces import FrontEnd
 from ser.layers import clip_mask
@@ -36,6 +37,8 @@ class Altered(FrontEnd):
         lowest, highest = (0.5, 2.0) if self.what == "speed" else (-30.0, 30.0)
         if not lowest <= self.value <= highest:
             raise UserError(f"encoder/copies: '{how}' is out of range; expected {lowest:g} to {highest:g}")
+        if self.what == "speed" and not is_hundredths(self.value):
+            raise UserError(f"encoder/copies: '{how}'; expected whole hundredths, such as 'speed 0.95'")
         self.front_end, self.how = front_end, how
         self.kind, self.shape, self.ending = front_end.kind, front_end.shape, front_end.ending
         self.batch_seconds, self.rate = front_end.batch_seconds, front_end.rate  # type: ignore[misc]

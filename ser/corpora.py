@@ -127,7 +127,7 @@ RAVDESS_ODD = {
 def ravdess_parts(name: str) -> list[str] | None:
     """Split ``03-01-06-01-02-01-12`` into its seven two-digit fields, or return None."""
     parts = name.split("-")
-    good = len(parts) == 7 and all(len(part) == 2 and part.isdigit() for part in parts)
+    good = len(parts) == 7 and all(len(part) == 2 and part.isascii() and part.isdigit() for part in parts)
     if not good or parts[2] not in RAVDESS_EMOTIONS or not 1 <= int(parts[6]) <= 24:
         return None
     if parts[0] not in ("01", "02", "03") or parts[1] not in ("01", "02"):

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio, dist
 from ser.errors import UserError
-from ser.features import Features, check_spec, store_folder
+from ser.features import Features, check_spec, mark_of, store_folder
 from ser.files import append_line, locked, read_json, write_atomically, write_json
 from ser.metadata import Clip, Table
 from ser.progress import progress as progress_bar
@@ -165,7 +165,8 @@ def open_store(folder: Path, table: Table, features: Features) -> None:
         if spec["front_end"].get("precision") == "auto":
             spec["front_end"]["precision"] = features.front_end.resolved(dist.device())
         index["spec"] = spec
-    write_index(folder, table, index, index["files"] | read_journals(folder), complete=False)
+    made = read_journals(folder)
+    write_index(folder, table, index, index["files"] | made, complete=False, anew=bool(made))
     for journal in folder.glob("journal-*.jsonl"):  # of an earlier extraction, and now in the index
         journal.unlink()
 
@@ -175,9 +176,12 @@ def close_store(folder: Path, table: Table) -> None:
     index = read_json(folder / "index.json")
     if (folder / MADE_WITH).is_file():
         index["made_with"] = read_json(folder / MADE_WITH)
-    files = index["files"] | read_journals(folder)
-    names = {clip.clip for clip in table.clips}
-    write_index(folder, table, index, {name: entry for name, entry in files.items() if name in names}, complete=True)
+    made = read_journals(folder)
+    files = {}
+    for clip in table.clips:
+        if (entry := made.get(clip.clip) or index["files"].get(clip.clip)) is not None:
+            files[clip.clip] = entry | {"source": mark_of(table.sound(clip))}
+    write_index(folder, table, index, files, complete=True, anew=bool(made))
     for left in [*folder.glob("journal-*.jsonl"), *folder.glob(".*.tmp"), folder / MADE_WITH]:
         left.unlink(missing_ok=True)
 
@@ -228,9 +232,21 @@ def put(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content), wait=False)
 
 
-def write_index(folder: Path, table: Table, index: dict[str, Any], files: dict[str, dict], complete: bool) -> None:
-    """Write ``index.json``: how the store was made, of which clips, and each file's checksum."""
+def write_index(
+    folder: Path, table: Table, index: dict[str, Any], files: dict[str, dict], complete: bool, anew: bool
+) -> None:
+    """Write ``index.json``: how the store was made, of which clips, and each file's checksum.
+
+    Versions are those that made its files; where some are made ``anew`` by others, those of before stay beside them.
+    """
     names = sorted(clip.clip for clip in table.clips)
+    versions = {package: version(package) for package in PACKAGES}
+    before = index.get("versions", versions)
+    if not anew:
+        versions = before
+    earlier = [known for known in index.get("earlier_versions", []) if known != versions]
+    if before != versions and before not in earlier:
+        earlier.append(before)
     write_json(
         folder / "index.json",
         {
@@ -238,7 +254,8 @@ def write_index(folder: Path, table: Table, index: dict[str, Any], files: dict[s
             "made_with": index.get("made_with", {}),
             "complete": complete,
             "corpus": table.corpus,
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": versions,
+            "earlier_versions": earlier,
             "clips": len(names),
             "clips_sha256": sha256("".join(f"{name}\n" for name in names).encode()).hexdigest(),
             "files": {name: files[name] for name in sorted(files)},

@@ -4,6 +4,7 @@
 """
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from ser.copies import Altered
 from ser.errors import UserError
 from ser.files import corpus_folder, read_json
 from ser.interfaces import FrontEnd
-from ser.metadata import Clip
+from ser.metadata import Clip, Table
 
-__all__ = ["FeatureStore", "Features"]
+__all__ = ["FeatureStore", "Features", "mark_of"]
 
 DTYPES = ("float16", "float32")
 
@@ -112,13 +113,22 @@ class FeatureStore:
         check_spec(self.folder, index, features)
         if not index["complete"]:
             raise UserError(f"{self.folder}: extraction was interrupted; go on with: {self.command}")
-        self.frames: dict[str, int] = {clip: entry["frames"] for clip, entry in index["files"].items()}
+        self.files: dict[str, dict[str, Any]] = index["files"]
 
     def length(self, clip: Clip) -> int:
         """Return a clip's number of frames without reading it."""
-        if clip.clip not in self.frames:
+        if clip.clip not in self.files:
             raise UserError(f"{self.folder}: no features of clip '{clip.clip}'; run again: {self.command}")
-        return self.frames[clip.clip]
+        return self.files[clip.clip]["frames"]
+
+    def check_sources(self, table: Table) -> None:
+        """Raise a UserError where a clip's sound is not what its features were made from; sound may be elsewhere."""
+        for clip in table.clips:
+            entry, path = self.files.get(clip.clip), table.sound(clip)
+            if entry is None or (mark := mark_of(path)) is None or mark == entry.get("source"):
+                continue
+            if zlib.crc32(path.read_bytes()) != entry["source_crc32"]:  # a copy has another date
+                raise UserError(f"{path}: has changed since its features were extracted; run again: {self.command}")
 
     def read(self, clip: Clip) -> torch.Tensor:
         """Return a clip's features as they are stored: [T, D], [L, T, D] or [L, 2D].
@@ -140,6 +150,15 @@ class FeatureStore:
             reason = str(error).partition("\n")[0] if known else "not a file of features"  # torch advises to run it
             raise UserError(f"{path}: damaged or gone ({reason}); make it again: {self.command}") from error
         return values
+
+
+def mark_of(path: Path) -> list[int] | None:
+    """Return size and date (ns) of a file, by which one that was replaced is told; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def load(path: Path) -> torch.Tensor:

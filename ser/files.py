@@ -162,21 +162,33 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     write_text(path, buffer.getvalue())
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, columns: Sequence[str], folded: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row) of a CSV file whose header holds at least ``columns``; empty lines are passed over.
 
+    Args:
+        path: of the file.
+        columns: that it needs.
+        folded: names of columns lose capitals and the spaces around them, as people's tables have them.
+
     Raises:
-        UserError: the file is missing, is not UTF-8, its header lacks a column, or a row has the wrong length.
+        UserError: the file is missing, is not UTF-8, its header lacks a column or has one twice, or a row has the
+            wrong length.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
+            if folded:
+                header = [column.strip().casefold() for column in header]
             missing = [column for column in columns if column not in header]
             if missing:
+                other = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), "")
+                why = f", and seems to be separated by {other!r}: save it with commas" if other else ""
                 raise UserError(
-                    f"{path}: line 1: the header lacks {some_columns(missing)}; expected {','.join(columns)}"
+                    f"{path}: line 1: the header lacks {some_columns(missing)}; expected {','.join(columns)}{why}"
                 )
+            if twice := sorted({column for column in header if column and header.count(column) > 1}):
+                raise UserError(f"{path}: line 1: the header has {some_columns(twice)} twice; keep one")
             width = len(header)
             for row in reader:
                 if len(row) != width:

@@ -20,7 +20,7 @@ NO_PART = "none"  # of a clip that the scheme does not hold
 GROUPINGS: dict[str, Callable[[Clip], str]] = {
     "part": lambda clip: clip.split or NO_PART,
     "sex": lambda clip: clip.sex or "unknown",
-    "speaker": lambda clip: clip.speaker,
+    "speaker": lambda clip: clip.speaker or "unknown",
 }
 BALANCED = 1.5  # largest over smallest class; up to here weights change next to nothing
 SKEWED = 5.0  # from here on focal loss or a balanced sampler is worth a try

@@ -45,6 +45,8 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
     folder = raw.parent if raw.is_file() else raw
     clips = []
     for name, path in sorted(found.clips.items()):
+        if not is_text(path):
+            raise UserError(f"{path!r}: the name is not UTF-8; rename the folder or the file")
         info = audio.header(path)
         fields = found.fields[name]
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})
@@ -52,3 +54,11 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
         row |= {"seconds": info.seconds, "sample_rate": info.sample_rate, "channels": info.channels}
         clips.append(Clip(**row))
     return clips, missing
+
+
+def is_text(path: Path) -> bool:
+    """Say whether a path can be written down: names from old archives may be of another encoding."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False

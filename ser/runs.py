@@ -61,6 +61,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     """
     resume = run.last.is_file()
     if resume and is_finished(run):
+        check_unchanged(run, experiment, checkpoints.load(run.last), run.last)
         if dist.is_main():
             print(f"{run.folder}: already trained with these settings; remove the folder to train again")
             remember(run)

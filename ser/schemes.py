@@ -35,19 +35,23 @@ def make_split(corpus: str, scheme: str, at_hand: Sequence[Fields] = ()) -> Spli
     Raises:
         UserError: an unknown corpus or scheme.
     """
-    official = official_clips(corpus) or [clip if clip["speaker"] else one_speaker(clip) for clip in at_hand]
+    listed = official_clips(corpus)
+    official = listed or [clip if clip["speaker"] else one_speaker(clip) for clip in at_hand]
     speakers_at_hand = len({clip["speaker"] for clip in official})
     if speakers_at_hand < FEWEST:
         raise UserError(f"{corpus}: fewer than {FEWEST} speakers at hand; no part could be held out")
+    unknown = 0 if listed else sum(not clip["speaker"] for clip in at_hand)
+    note = f"{unknown} clips without a speaker, split one by one: a person may be in several parts" if unknown else ""
     if scheme == "holdout":
-        return by_speaker(corpus, scheme, "part", official, holdout(official), "GroupShuffleSplit 80/10/10 by speaker")
+        source = "GroupShuffleSplit 80/10/10 by speaker"
+        return by_speaker(corpus, scheme, "part", official, holdout(official), source, note)
     if scheme == "holdout_text":
         return speaker_and_text(corpus, official)
     if folds := KFOLD.fullmatch(scheme):
         if speakers_at_hand < int(folds[1]):
             raise UserError(f"{corpus}: fewer than {folds[1]} speakers at hand, so no {scheme}; choose fewer folds")
         groups = kfold(official, int(folds[1]))
-        return by_speaker(corpus, scheme, "fold", official, groups, f"{folds[1]} folds by speaker")
+        return by_speaker(corpus, scheme, "fold", official, groups, f"{folds[1]} folds by speaker", note)
     scheme_file = published(corpus, scheme)
     if not scheme_file:
         raise UserError(f"scheme '{scheme}' is not one of {corpus}'s{nearest(scheme, schemes(corpus))}")

@@ -152,7 +152,10 @@ def select(
     """
     unknown = [clip.clip for clip in clips if clip.clip not in part_of]
     if unknown:
-        raise UserError(f"{where}: {len(unknown)} clips of the metadata are in no part: {some(unknown)}")
+        raise UserError(
+            f"{where}: {len(unknown)} clips of the metadata are in no part: {some(unknown)}; make it again: "
+            f"just split {next(clip.corpus for clip in clips)}"
+        )
     parts: dict[str, list[Clip]] = {part: [] for part in PARTS}
     for clip in clips:
         if part_of[clip.clip] != UNUSED:
@@ -178,11 +181,12 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
 
 
 def summary(split: Split, speaker_of: Mapping[str, str]) -> list[tuple[str, int, int]]:
-    """Return (part or fold, clips, speakers) of each group of a split."""
+    """Return (part or fold, clips, known speakers) of each group of a split."""
     clips = Counter(split.of.values())
     speakers: dict[str, set[str]] = {}
     for clip, group in split.of.items():
-        speakers.setdefault(group, set()).add(speaker_of[clip])
+        if speaker_of[clip]:
+            speakers.setdefault(group, set()).add(speaker_of[clip])
     order = (*PARTS, UNUSED) if split.column == "part" else sorted(clips, key=int)
     return [(group, clips[group], len(speakers.get(group, ()))) for group in order if group in clips]
 

@@ -357,6 +357,7 @@ def test_recorded_noise_has_exactly_the_ratio_that_was_asked_for(tmp_path, snr):
         assert ratio.item() == pytest.approx(snr, abs=0.1)
         assert not out[row, length:].any()
     assert torch.equal(out, applied(BackgroundNoise(str(tmp_path), snr, snr, probability=1.0)))
+    assert_alike_alone(BackgroundNoise(str(tmp_path), snr, snr, probability=1.0), out)
 
 
 def test_polarity_turns_the_sign_and_shift_moves_by_whole_samples():
@@ -388,8 +389,15 @@ def test_pitch_is_the_same_alone_and_leaves_zeros_after_each_end():
     for row, length in enumerate(SAMPLES.tolist()):
         assert not out[row, length:].any()
         assert (out[row, :length] - SOUND[row, :length]).abs().max() > 1e-3
-    alone = Pitch(3, probability=1.0)(SOUND[:1], SAMPLES[:1], random(clips=CLIPS[:1]))
-    torch.testing.assert_close(alone, out[:1], rtol=1e-4, atol=1e-5)
+    assert_alike_alone(Pitch(3, probability=1.0), out)
+
+
+def assert_alike_alone(operation, out: torch.Tensor) -> None:
+    """See that each clip [N] of a padded batch came out as it does without the others and without padding."""
+    for row, length in enumerate(SAMPLES.tolist()):
+        one = slice(row, row + 1)
+        alone = operation(SOUND[one, :length], SAMPLES[one], random(clips=CLIPS[one]))
+        torch.testing.assert_close(alone[0], out[row, :length], rtol=1e-4, atol=1e-5)
 
 
 def test_a_room_rings_as_long_as_asked_and_keeps_the_energy():

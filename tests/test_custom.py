@@ -72,7 +72,13 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
 
 
 def test_without_speakers_every_figure_says_so(home, tmp_path):
-    phases("custom", own_corpus(tmp_path / "mine", speakers=False))
+    table = own_corpus(tmp_path / "mine", speakers=False)
+    phases("custom", table)
+    built, split = command("build_csv.py", "custom", "--raw", table), command("make_split.py", "custom", "holdout")
+    assert "60 clips, 0 speakers" in built.stdout
+    assert "60 clips without a speaker" in built.stdout
+    assert "60 clips without a speaker" in split.stdout
+    assert "independent of the speaker" not in split.stdout
     assert "60 clips without a speaker" in " ".join(read_json(home / "data/custom/verify.json")["notes"])
     experiment, run = runs.create(config.load("custom_ecapa", SMALL))
     assert runs.train(experiment, run, progress=False) == 0
@@ -93,7 +99,15 @@ def test_without_speakers_every_figure_says_so(home, tmp_path):
         ("path,emotion\na.wav,happy\n../b.wav,sad\n", "line 3: path '../b.wav'; expected one below"),
         ("path,emotion\n/etc/a.wav,happy\n", "expected one below the folder"),
         ("path,emotion\n,happy\n", "line 2: path ''"),
-        ("path,emotion\na.wav,happy\na.flac,sad\n", "line 3: clip 'a' stands twice"),
+        ("path,emotion\na.wav,happy\na.wav,sad\n", "line 3: clip 'a' stands twice"),
+        (
+            "path,emotion\na/b_1.wav,happy\na_b/1.wav,sad\n",
+            "line 3: 'a_b/1.wav' and 'a/b_1.wav' (line 2) have one name",
+        ),
+        ("path;emotion\na.wav;happy\n", "seems to be separated by ';': save it with commas"),
+        ("Path,emotion,path\na.wav,happy,b.wav\n", "the header has column 'path' twice"),
+        ("path,emotion,speaker\na.wav,sad,anna\nb.wav,sad,ANNA\n", "line 3: speaker 'ANNA' is 'anna' in line 2"),
+        ("path,emotion\n" + "long/" * 50 + "a.wav,sad\n", "too long to name a clip"),
         ('path,emotion\n"a.wav,happy\n', "not a CSV file"),
         ("path,emotion\na.wav\n", "line 2: expected 2 fields"),
     ],
@@ -105,6 +119,14 @@ def test_a_wrong_table_is_refused_with_its_line(rows, says, tmp_path):
         read_clips(table)
     assert says in str(caught.value)
     assert str(table) in str(caught.value)
+
+
+def test_columns_and_speakers_are_read_as_people_write_them(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("Path, Emotion , SPEAKER,Sex\na.wav,sad,Zoe\u0301  B,female\nb.wav,sad, Zo\u00e9 B,female\n")
+    clips = read_clips(table)
+    assert {clip["speaker"] for clip in clips.values()} == {"Zo\u00e9 B"}
+    assert {clip["sex"] for clip in clips.values()} == {"female"}
 
 
 def test_one_bad_row_among_many_is_named_by_its_line(tmp_path):

@@ -21,11 +21,13 @@ from conftest import PROJECT
 from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
 
 from ser import audio, config, encoders
+from ser.batches import open_source
 from ser.corpora import corpus
 from ser.encoders import EncoderFeatures, Pretrained
 from ser.errors import UserError
 from ser.extraction import extract
 from ser.features import Features, FeatureStore, store_folder
+from ser.files import write_json
 from ser.mel import LogMel
 from ser.metadata import Table, read_table
 from ser.preparing import clips_of
@@ -500,10 +502,11 @@ def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, mo
         (folder / f"{shortest.clip}.pt").unlink()
     else:
         shutil.rmtree(folder)
-        sound = uneven.sound(shortest).read_bytes()
+        sound, date = uneven.sound(shortest).read_bytes(), uneven.sound(shortest).stat().st_mtime_ns
         uneven.sound(shortest).write_bytes(b"not sound")
         assert str(uneven.sound(shortest)) in one_line(lambda: extract(uneven, encoded(source), progress=False))
         uneven.sound(shortest).write_bytes(sound)
+        os.utime(uneven.sound(shortest), ns=(date, date))
         assert list(folder.glob("*.pt"))
     old = (source / "model.safetensors").read_bytes()
     shutil.copy(others / "model.safetensors", source)
@@ -514,6 +517,36 @@ def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, mo
     (source / "model.safetensors").write_bytes(old)
     extract(uneven, encoded(source), progress=False)
     assert content(folder) == whole
+
+
+def test_sound_that_was_replaced_is_noticed_before_its_old_features_are_used(table):
+    features = log_mel()
+    extract(table, features, progress=False)
+    first, second = (table.sound(clip) for clip in table.clips[:2])
+    os.utime(first, ns=(1, 1))  # as a copy of the recordings would be
+    open_source(features, table)
+    old = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    message = one_line(lambda: open_source(features, table))
+    assert message.startswith(f"{first}: has changed since its features were extracted; run again: just extract")
+    first.unlink()  # without sound the features still serve
+    open_source(features, table)
+    first.write_bytes(old)
+    open_source(features, table)
+
+
+def test_versions_are_those_that_made_the_files(table):
+    features = log_mel()
+    extract(table, features, progress=False)
+    folder = store_folder("ravdess", features)
+    now = index_of(folder)["versions"]
+    old = now | {"torch": "1.0.0"}
+    write_json(folder / "index.json", index_of(folder) | {"versions": old})
+    assert extract(table, features, progress=False)["made"] == 0
+    assert (index_of(folder)["versions"], index_of(folder)["earlier_versions"]) == (old, [])
+    (folder / f"{table.clips[0].clip}.npy").unlink()
+    extract(table, features, progress=False)
+    assert (index_of(folder)["versions"], index_of(folder)["earlier_versions"]) == (now, [old])
 
 
 # Real processes: killed, several at once, one too many

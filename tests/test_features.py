@@ -231,7 +231,7 @@ def test_precision_left_open_reads_any_store_and_a_precision_asked_for_only_its_
     index = {"spec": encoded(precision=made).spec, "complete": True, "files": {}}
     (folder / "index.json").write_text(json.dumps(index))
     for precision in ("auto", made):
-        assert FeatureStore("ravdess", encoded(precision=precision)).frames == {}
+        assert FeatureStore("ravdess", encoded(precision=precision)).files == {}
     for precision in {"float32", "bf16", "fp16"} - {made}:
         message = one_line(lambda asked=precision: FeatureStore("ravdess", encoded(precision=asked)))
         assert f"{folder}: made otherwise" in message

@@ -26,10 +26,13 @@ def main() -> None:
     path = metadata.write_table(corpus.name, clips)
     metadata.remember_raw(corpus.name, raw, missing)
     rated = votes.store_votes(corpus.name, raw) if corpus.name == "crema_d" else 0
-    speakers = len({clip.speaker for clip in clips})
+    speakers = len({clip.speaker for clip in clips} - {""})
+    unknown = sum(not clip.speaker for clip in clips)
     hours = sum(clip.seconds for clip in clips) / 3600
     absent = f", {missing} official clips missing" if missing else ""
     print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{absent}")
+    if unknown:
+        print(f"  {unknown} clips without a speaker: one person may be in several parts, and every figure is tagged")
     if rated:
         print(f"{path.with_name('votes.csv')}: the raters' votes for {rated} clips")
 
