@@ -47,6 +47,7 @@ class Batch:
         clips: the B rows of the metadata.
         speakers: statistics of the clips' speakers, for a model that normalises by them.
         guests: of the first clips, those that are only here for others to be mixed with.
+        repeats: how often each clip came before in the epoch; none where each comes once.
     """
 
     inputs: Tensor
@@ -55,6 +56,12 @@ class Batch:
     clips: list[Clip]
     speakers: Speakers | None = None
     guests: int = 0
+    repeats: Sequence[int] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """What the random numbers of each clip depend on: its name, and which of its repeats it is."""
+        return keys_of(self.clips, self.repeats)
 
     @property
     def names(self) -> list[str]:
@@ -65,7 +72,13 @@ class Batch:
         """Return the batch on another device."""
         speakers = None if self.speakers is None else self.speakers.to(device)
         inputs, lengths, targets = (value.to(device) for value in (self.inputs, self.lengths, self.targets))
-        return Batch(inputs, lengths, targets, self.clips, speakers, self.guests)
+        return Batch(inputs, lengths, targets, self.clips, speakers, self.guests, self.repeats)
+
+
+def keys_of(clips: Sequence[Clip], repeats: Sequence[int]) -> list[str]:
+    """Return the keys of random numbers, see ``Batch.keys``."""
+    times = repeats or [0] * len(clips)
+    return [f"{clip.clip}#{k}" if k else clip.clip for clip, k in zip(clips, times, strict=True)]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
@@ -207,16 +220,20 @@ class ClipReader:
                 self.unreadable.add(clip.clip)
         return good
 
-    def crops(self, clips: Sequence[Clip], length: int | None, seed: int, epoch: int) -> Batch:
+    def crops(
+        self, clips: Sequence[Clip], length: int | None, seed: int, epoch: int, repeats: Sequence[int] = ()
+    ) -> Batch:
         """Return a training batch of random crops, all of ``length``; a shorter clip is repeated until it is long.
 
         No padding enters, so batch statistics see speech alone. Where a crop begins depends on
-        (seed, epoch, clip) only. Without a length, clips stay whole, as do statistics, which have no time.
+        (seed, epoch, clip, repeat) only. Without a length, clips stay whole, as do statistics, which have no time.
         """
         axis, few = self.source.time_axis, f"{seed}/{epoch}/"
         if axis is None or length is None:
-            return self.whole(clips, few)
-        starts = ClipRandom(seed, epoch, -1, [clip.clip for clip in clips]).uniform().tolist()
+            batch = self.whole(clips, few)
+            batch.repeats = repeats
+            return batch
+        starts = ClipRandom(seed, epoch, -1, keys_of(clips, repeats)).uniform().tolist()
         inputs = []
         for clip, start in zip(clips, starts, strict=True):
             value = self.read(clip)
@@ -225,7 +242,9 @@ class ClipReader:
                 value = torch.cat([value] * -(-length // size), axis)
                 size = value.shape[axis]
             inputs.append(value.narrow(axis, int(start * (size - length + 1)), length).float())
-        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
+        batch = self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
+        batch.repeats = repeats
+        return batch
 
     def whole(self, clips: Sequence[Clip], few: str = "") -> Batch:
         """Return a batch of whole clips, padded with zeros to the longest; ``few`` as of ``SpeakerPool.of``."""

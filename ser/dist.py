@@ -20,6 +20,7 @@ __all__ = [
     "autocast",
     "barrier",
     "device",
+    "exact_float32",
     "gathered",
     "group",
     "is_main",
@@ -165,8 +166,18 @@ def is_main() -> bool:
 def device() -> torch.device:
     """Return this process's device: its CUDA device where there is one, else the CPU."""
     if torch.cuda.is_available():
+        exact_float32()
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def exact_float32() -> None:
+    """Let float32 be float32 on GPUs: torch's convolutions round to TF32 by default, as all does with SpeechBrain.
+
+    Ten bits of mantissa are not enough for a clip to be answered alike in any batch; bf16 is there for speed.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -65,6 +65,7 @@ def evaluate(
     clips, members = (
         [clip for clip in every if clip.corpus == protocol.corpus] for every in (clips, protocol.members[part])
     )
+    clips = [clip for clip in clips if clip.emotion]  # raters were at odds on the others; votes may still have taught
     predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, members)
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
     label = f"{protocol.corpus}-{protocol.scheme}-{part}"

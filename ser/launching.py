@@ -140,8 +140,11 @@ def start(experiment: str, work: Work, gpus: int, slot: int, jobs: int) -> subpr
     """Start a training; ``slot`` of ``jobs`` has GPUs and cores of its own."""
     launch = [str(PROJECT / "tools/launch.py"), str(gpus)] if gpus > 1 else []
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // (jobs * gpus)))} | os.environ
-    if (count := torch.cuda.device_count()) and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str((slot * gpus + place) % count) for place in range(gpus))
+    if count := torch.cuda.device_count():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # schedulers name some, also by their UUIDs
+        names = seen if seen != [""] else [str(number) for number in range(count)]
+        chosen = [names[(slot * gpus + place) % len(names)] for place in range(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     command = [sys.executable, *launch, str(PROJECT / "tools/train.py"), experiment, *work.overrides]
     work.log.parent.mkdir(parents=True, exist_ok=True)
     with work.log.open("wb") as file:

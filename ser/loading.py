@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ser import dist
 from ser.artefact import INDEX, checked_file, checksum, read_index
 from ser.errors import UserError, first_line, nearest
 from ser.inference import Predictor
@@ -45,6 +46,7 @@ def load(
         raise UserError(f"variant '{variant}' is unknown{nearest(variant, VARIANTS)}")
     try:
         torch.zeros(1, device=device)
+        dist.exact_float32()
     except Exception as error:  # torch raises many kinds for a name it does not know and a device that is not there
         raise UserError(f"device '{device}' is not at hand ({first_line(error)}); choose cpu") from error
     folder = find(source, VARIANTS[variant], sha256, revision)

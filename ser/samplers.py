@@ -33,10 +33,11 @@ def shuffled(
         batch_size: clips of a batch.
         seed, epoch: of the order.
         lengths: of the clips, so that those of a batch are alike and little is padded.
-        shares: how often to draw each clip, of sum 1; without them each comes once.
+        shares: how often to draw each clip, of sum 1; without them each comes once. The k-th time that a clip comes
+            again in the epoch its index is higher by k times ``count``.
     """
     random = np.random.default_rng((seed, epoch))
-    order = random.permutation(count) if shares is None else random.choice(count, count, p=shares)
+    order = random.permutation(count) if shares is None else numbered(random.choice(count, count, p=shares), count)
     batches = np.array_split(order, max(1, count // batch_size))
     if lengths is None:
         return batches
@@ -45,9 +46,18 @@ def shuffled(
     for start in range(0, len(batches), ALIKE):
         some = batches[start : start + ALIKE]
         rows = np.concatenate(some)
-        rows = rows[np.argsort(sizes[rows], kind="stable")]
+        rows = rows[np.argsort(sizes[rows % count], kind="stable")]
         mixed += np.split(rows, np.cumsum([len(batch) for batch in some])[:-1])
     return [mixed[place] for place in random.permutation(len(mixed))]
+
+
+def numbered(order: np.ndarray, count: int) -> np.ndarray:
+    """Return indices below ``count`` with those that come again told apart, see ``shuffled``."""
+    places = np.argsort(order, kind="stable")
+    grouped = order[places]
+    out = order.copy()
+    out[places] += count * (np.arange(len(order)) - np.searchsorted(grouped, grouped))
+    return out
 
 
 def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:

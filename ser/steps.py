@@ -33,8 +33,6 @@ class Stepper:
     def __init__(self, experiment: Experiment, setup: Setup):
         self.experiment, self.setup = experiment, setup
         self.device = setup.weights.device
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 where there is one
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=experiment.training.precision == "fp16")  # type: ignore[attr-defined]
         self.trained = [p for p in setup.model.parameters() if p.requires_grad]
 
@@ -51,7 +49,8 @@ class Stepper:
 
         Returns:
             What the log wants to know, and ``stop`` of all processes. ``train/skipped`` says that nothing was
-            learned: the loss was not finite, or no clip could be read.
+            learned: the loss or its gradient was not finite, or no clip could be read; ``train/overflow`` that the
+            loss is scaled less from now on, as fp16 does until it fits.
         """
         optimizer, training = self.setup.optimizer, self.experiment.training
         lr = self.experiment.optimizer.lr * factor
@@ -59,6 +58,8 @@ class Stepper:
             group["lr"] = lr * group["scale"]
         optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.buffers()]
+        if self.scaler.is_enabled():
+            self.scaler.scale(torch.zeros((), device=self.device))  # which begins it, also where no part could be read
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for batch in parts:
             total, share = self.forward(batch, epoch)
@@ -77,23 +78,35 @@ class Stepper:
         self.scaler.unscale_(optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.trained, training.clip_norm))
         values["train/grad_norm"] = norm
-        finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
-        if not finite:
+        if not math.isfinite(loss) or not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
             for buffer, value in zip(self.buffers(), before, strict=True):
                 buffer.copy_(value)
-            return values | {"train/skipped": 1}
+            return values | self.lower_scale(math.isfinite(loss))
         self.scaler.step(optimizer)
         self.scaler.update()
         if self.setup.averaged is not None:
             self.setup.averaged.update()
         return values
 
+    def lower_scale(self, overflow: bool) -> dict[str, Any]:
+        """Scale the next losses less, where they are scaled; say whether the step counts as skipped.
+
+        Args:
+            overflow: the loss was finite, so that gradients in half precision may only have been scaled too much.
+        """
+        if self.scaler.is_enabled():
+            lower = self.scaler.get_scale() * self.scaler.get_backoff_factor()
+            self.scaler.update(lower)
+            if overflow and lower >= 1:
+                return {"train/overflow": 1}
+        return {"train/skipped": 1}
+
     def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Augment, and return the sum of the clips' losses and of their weights."""
         experiment, model, seed = self.experiment, self.setup.model, self.experiment.seed
         augment, features, inputs, targets = experiment.augment, experiment.features, batch.inputs, batch.targets
-        draw = (seed, epoch, batch.names)
+        draw = (seed, epoch, batch.keys)
         if not features.cached:
             inputs = augment.clipwise("sound", inputs, batch.lengths, *draw)
             inputs, targets = augment.across("mix_sound", inputs, batch.lengths, targets, *draw)

@@ -65,7 +65,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                 stopped = values.pop("stop")
                 state.skipped = state.skipped + 1 if "train/skipped" in values else 0
                 check_finite(state.skipped, parts, values)
-                if not state.skipped:
+                if not {"train/skipped", "train/overflow"} & set(values):
                     state.losses.append(values["train/loss"])
                 state.step += 1
                 state.batch += 1
@@ -83,6 +83,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                     tracker.close()
                     raise Interrupted(f"stopped at step {state.step}; {how_to_go_on(run)}", stop.status)
 
+            if dist.world_size() > 1:  # their launcher gives them half a minute to end, and validation may take longer
+                save(run.last, experiment, run, state, setup, stepper.scaler)
             predictions = setup.validate(experiment) if setup.validation else None
             figures = validation_figures(predictions) if predictions else None
             values = epoch_values(state, figures, state.batch * training.batch_size)

@@ -66,7 +66,7 @@ class Setup:
         return joined([reader.whole(clips) for reader in readers]).to(self.weights.device)
 
     def order(self, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
-        """Return the batches of an epoch as rows of ``train``."""
+        """Return the batches of an epoch as rows of ``train``, repeats as of ``samplers.shuffled``."""
         lengths, shares = None, None
         if self.crop is None and self.reader.source.time_axis is not None:
             lengths = [self.reader.source.length(clip) for clip in self.train]
@@ -91,19 +91,21 @@ class Setup:
             for places in own:
                 guests = min(company, len(rows) - len(places)) if len(places) else 0
                 chosen = rows[(np.arange(-guests, len(places)) + places[0]) % len(rows)] if len(places) else places
-                batch = self.piece([self.train[row] for row in chosen], guests, experiment.seed, epoch)
+                batch = self.piece(chosen, guests, experiment.seed, epoch)
                 if batch is not None:
                     batches.append(batch)
             yield batches
 
-    def piece(self, clips: list[Clip], guests: int, seed: int, epoch: int) -> Batch | None:
-        """Return a part of a batch, or None where none of its clips can be read."""
-        known = self.reader.readable(clips)
-        there = {clip.clip for clip in known}
+    def piece(self, rows: np.ndarray, guests: int, seed: int, epoch: int) -> Batch | None:
+        """Return a part of a batch, or None where too few of its clips can be read to learn from."""
+        clips = [self.train[row % len(self.train)] for row in rows]
+        there = {clip.clip for clip in self.reader.readable(clips)}
+        drawn = [(clip, int(row) // len(self.train)) for clip, row in zip(clips, rows, strict=True)]
+        known = [(clip, repeat) for clip, repeat in drawn if clip.clip in there]
         guests = sum(clip.clip in there for clip in clips[:guests])
-        if len(known) <= guests:
+        if len(known) - guests < (2 if self.model.batch_statistics else 1):  # one clip alone has no batch statistics
             return None
-        batch = self.reader.crops(known, self.crop, seed, epoch)
+        batch = self.reader.crops([clip for clip, _ in known], self.crop, seed, epoch, [repeat for _, repeat in known])
         batch.guests = guests
         return batch.to(self.weights.device)
 
@@ -137,6 +139,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         raise UserError("normalisation of embeddings by speaker needs one process; set gpus=1")
     if device.type == "cpu":
         dist.keep_freed_memory()
+    check_parts(experiment)
     train, validation = protocol.part("train"), protocol.part("val")
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     check_labels([*train, *validation], reader.labels)
@@ -168,6 +171,17 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         None if start is None else start.facts,
         Memory(train) if by_embedding else None,
     )
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Raise a UserError where a process would get single clips, of which there are no batch statistics."""
+    training, parts = experiment.training, experiment.training.accumulate * dist.world_size()
+    if experiment.model.batch_statistics and training.batch_size < 2 * parts:
+        raise UserError(
+            f"train/batch_size is {training.batch_size} for {dist.world_size()} processes with train/accumulate = "
+            f"{training.accumulate}, but {type(experiment.model).__name__} takes statistics over the clips of each "
+            f"part; set 'train/batch_size = {2 * parts}' or more"
+        )
 
 
 def open_reader(experiment: Experiment, features: Features) -> ClipReader:

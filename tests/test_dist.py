@@ -74,9 +74,13 @@ def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):
     assert dist.device() == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")  # as SpeechBrain leaves it
     assert dist.device() == torch.device("cuda", 3)
     monkeypatch.delenv("LOCAL_RANK")
     assert dist.device() == torch.device("cuda", 0)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 5])

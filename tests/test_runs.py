@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import command, one_error_line
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,6 +187,38 @@ def test_pooling_refuses_a_clip_scored_twice():
     fold = predictions(("a", "b"), ["a"], [[1, 0]])
     with pytest.raises(UserError, match="two folds"):
         pool([fold, fold])
+
+
+def test_trainings_at_once_get_gpus_of_their_own_also_of_those_that_a_scheduler_names(monkeypatch, tmp_path):
+    handed = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(launching.subprocess, "Popen", lambda *_, env, **__: handed.append(env["CUDA_VISIBLE_DEVICES"]))
+    work = launching.Work("fold 1", [], tmp_path / "log")
+    for visible, gpus, expected in [
+        (None, 1, ["0", "1", "2", "3", "0"]),
+        ("4,5,GPU-a,7", 1, ["4", "5", "GPU-a", "7", "4"]),
+        ("4,5,GPU-a,7", 2, ["4,5", "GPU-a,7", "4,5", "GPU-a,7", "4,5"]),
+    ]:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        handed.clear()
+        for slot in range(5):
+            launching.start("demo_ecapa", work, gpus, slot, 5)
+        assert handed == expected
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_clips(run, prepared):
+    path = prepared / "data/ravdess/metadata.csv"
+    before = path.read_text()
+    gone = runs.reopen(run.folder.name)[0].protocol.part("train")[0].clip
+    try:
+        path.write_text("".join(line for line in before.splitlines(keepends=True) if f",{gone}," not in line))
+        experiment, again = runs.reopen(run.folder.name)
+        with pytest.raises(UserError, match=r"clips_sha256 changed since last\.pt was written"):
+            runs.train(experiment, again, progress=False)
+    finally:
+        path.write_text(before)
 
 
 def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys):

@@ -190,4 +190,13 @@ def test_with_shares_rare_clips_come_oftener():
     shares = np.array([0.5] + [0.5 / 999] * 999)
     rows = np.concatenate(shuffled(1000, 10, 1, 0, shares=shares.tolist()))
     assert len(rows) == 1000
-    assert 400 < (rows == 0).sum() < 600
+    assert 400 < (rows % 1000 == 0).sum() < 600
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 9, 5, 7]])
+def test_with_shares_repeats_are_told_apart(lengths):
+    batches = shuffled(4, 2, 1, 3, lengths, [0.7, 0.1, 0.1, 0.1])
+    rows = np.concatenate(batches).tolist()
+    assert len(rows) == len(set(rows)) == 4
+    for row in rows:
+        assert row < 4 or row - 4 in rows, "the repeats of a clip are numbered without gaps"

@@ -75,6 +75,54 @@ def test_the_log_of_a_run_says_what_was_skipped(trained_home, monkeypatch):
     assert checkpoints.load(run.last)["state"]["skipped"] == 0
 
 
+def scaled(stepper, scale: float = 4.0):
+    """Give a stepper the scaled loss of fp16, which torch has for the CPU as well."""
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return stepper
+
+
+def test_a_scaled_loss_that_is_not_finite_is_skipped_and_the_next_step_is_made(trained_home):
+    experiment, setup, stepper = make()
+    scaled(stepper)
+    good, bad, *_ = pieces(experiment, setup)
+    stepper.step(good, 0, 1.0)
+    before = {name: value.clone() for name, value in setup.model.named_parameters()}
+    bad[0].inputs[3, 10] = torch.inf
+    assert stepper.step(bad, 0, 1.0)["train/skipped"] == 1
+    assert stepper.scaler.get_scale() == 2.0
+    assert all(torch.equal(value, before[name]) for name, value in setup.model.named_parameters())
+    assert np.isfinite(stepper.step(good, 0, 1.0)["train/grad_norm"])
+
+
+def test_gradients_that_overflow_lower_the_scale_and_are_counted_once_it_is_no_help(trained_home, monkeypatch):
+    experiment, setup, stepper = make()
+    scaled(stepper)
+    (good, *_) = pieces(experiment, setup)
+    averaged = {name: value.clone() for name, value in setup.averaged.values.items()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    found = [stepper.step(good, 0, 1.0) for _ in range(4)]
+    assert ["train/overflow" in values for values in found] == [True, True, False, False]
+    assert ["train/skipped" in values for values in found] == [False, False, True, True]
+    assert all(torch.equal(setup.averaged.values[name], value) for name, value in averaged.items())
+
+
+def test_a_process_without_a_clip_can_begin_with_a_scaled_loss(trained_home):
+    _, _, stepper = make()
+    assert scaled(stepper).step([], 0, 1.0)["train/skipped"] == 1
+
+
+def test_a_scaled_loss_learns_what_a_plain_one_does(trained_home):
+    weights = []
+    for scale in (None, 1024.0):
+        experiment, setup, stepper = make("EcapaTdnn.dropout = 0.0")
+        if scale:
+            scaled(stepper, scale)
+        for parts in pieces(experiment, setup)[:3]:
+            stepper.step(parts, 0, 1.0)
+        weights.append(torch.cat([p.detach().flatten() for p in setup.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
 def test_half_precision_with_loss_scaling_needs_a_gpu(trained_home):
     if torch.cuda.is_available():
         pytest.skip("there is one")
@@ -162,3 +210,24 @@ def test_what_is_kept_is_the_best_epoch_a_smoothed_one_or_the_last():
 def test_wrong_settings_are_refused(trained_home, override, message):
     with pytest.raises(UserError, match=message):
         make(override)
+
+
+def test_a_clip_that_comes_again_in_an_epoch_is_another_crop(trained_home):
+    experiment, setup, _ = make("train/balanced = True")
+    seen: dict[str, torch.Tensor] = {}
+    differs = []
+    for parts in pieces(experiment, setup):
+        for batch in parts:
+            for name, key, value in zip(batch.names, batch.keys, batch.inputs, strict=True):
+                if key in seen:  # a guest of the next part
+                    assert torch.equal(seen[key], value)
+                elif key != name:
+                    differs.append(not torch.equal(seen[name], value))
+                seen[key] = value
+    assert len(differs) > 5
+    assert np.mean(differs) > 0.8, "but for clips in which there is hardly another place to begin"
+
+
+def test_single_clips_have_no_batch_statistics(trained_home):
+    with pytest.raises(UserError, match="set 'train/batch_size = 16' or more"):
+        make("train/accumulate = 8")
