@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is not at hand is absent at once, not after five attempts
 os.environ["WANDB_SILENT"] = "true"
+os.fsync = lambda _: None  # no test outlives a power cut, and the disk keeps both workers waiting
 
 
 @pytest.fixture(autouse=True)
