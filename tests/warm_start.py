@@ -16,7 +16,6 @@ import soundfile  # noqa: F401
 import torch  # noqa: F401
 import torchaudio  # noqa: F401
 
-
 os.fsync = lambda _: None  # as in conftest.py
 
 
