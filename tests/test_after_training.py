@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import StopAfter, command, one_error_line
 
 from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs, training
@@ -77,6 +78,22 @@ def test_each_condition_changes_a_sound_in_its_own_way(trained_home, kind):
             noise = after - before
             snr = 10 * np.log10(before.square().sum().item() / noise.square().sum().item())
             assert snr == pytest.approx(value, abs=0.1)
+        elif kind == "gain, dB":
+            torch.testing.assert_close(after, (before * 10 ** (value / 20)).clamp(-1, 1))
+        elif kind == "clipping, share of peak":
+            torch.testing.assert_close(after, before.clamp(-value * before.abs().max(), value * before.abs().max()))
+        elif kind in ("telephone", "low-pass, Hz"):
+            edge = 3400 if kind == "telephone" else value
+            assert above(after, 1.2 * edge) < 0.2 * above(before, 1.2 * edge)
+        elif kind == "reverberation, s":
+            assert after.square().sum().item() == pytest.approx(before.square().sum().item(), rel=0.05)
+            assert (after - before).abs().max() > 0.01
+
+
+def above(sound: torch.Tensor, edge: float) -> float:
+    """Return the power of sound [N] at 16 kHz above a frequency, Hz."""
+    power = torch.fft.rfft(sound).abs().square()
+    return power[torch.linspace(0, 8000, len(power)) > edge].sum().item()
 
 
 def test_sound_as_it_is_gives_what_the_store_holds(trained_home):

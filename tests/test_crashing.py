@@ -1,11 +1,14 @@
 """The crash test itself: it kills, it compares, and it would notice."""
 
 import json
+import random
+from contextlib import nullcontext
 
 import pytest
+import torch
 from conftest import command, one_error_line
 
-from ser import crashing
+from ser import checkpoints, crashing
 from ser.errors import UserError
 
 # What extraction does, in half a second: files appear one by one and whole, and those that are there are kept.
@@ -25,6 +28,7 @@ for number in range(25):
 
 def test_a_work_is_killed_and_ends_the_same(home, monkeypatch):
     monkeypatch.setattr(crashing, "EXTRACT", ("-c", STORE))
+    monkeypatch.setattr(crashing, "prepared_demo", nullcontext)
     monkeypatch.setattr(crashing, "outputs_folder", lambda: home / "outputs")
     works = crashing.endure
     calls = []
@@ -39,6 +43,29 @@ def test_a_work_is_killed_and_ends_the_same(home, monkeypatch):
     assert result["extraction"]["kills"] >= 2
     assert result["extraction"]["different"] == 0
     assert json.loads((home / "outputs/crash-test.json").read_text()) == result
+
+
+def test_a_work_that_ends_otherwise_is_noticed(home):
+    work = ("-c", STORE + "\n(folder / 'who.npy').write_text(str(os.getpid()))\n")
+    found = crashing.endure("numbers", work, home / "data/demo/feats", crashing.store_state, 2, random.Random(1))
+    assert found["different"] >= 1
+
+
+def test_the_state_of_a_run_is_its_weights_and_its_log_but_not_its_times(tmp_path):
+    def state(weight: float, loss: float, seconds: float) -> str:
+        folder = tmp_path / f"{weight}-{loss}-{seconds}" / "run"
+        folder.mkdir(parents=True)
+        (folder / "run.gin").write_text("")
+        for name in ("best", "last"):
+            content = {"model": {"w": torch.full((3,), weight)}, "state": {"step": 1, "train_seconds": seconds}}
+            checkpoints.save(folder / "checkpoints" / f"{name}.pt", content)
+        line = {"step": 1, "train/loss": loss, "speed/hours": seconds}
+        (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+        return crashing.run_state(folder.parent)
+
+    assert state(1.0, 2.0, 3.0) == state(1.0, 2.0, 4.0)
+    assert state(1.0, 2.0, 3.5) != state(1.0, 2.5, 3.5)
+    assert state(1.0, 2.0, 3.25) != state(1.5, 2.0, 3.25)
 
 
 def test_a_difference_of_one_byte_is_noticed(tmp_path):

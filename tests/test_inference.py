@@ -1,6 +1,7 @@
 """A delivered model answers as the run does, alone, in batches and in windows, and refuses what it cannot."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -273,14 +274,14 @@ def test_each_broken_sound_is_named_and_the_others_are_answered(model, tmp_path)
     assert set(failures) == set(said)
     for name, text in said.items():
         assert text in failures[name], (name, failures[name])
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=re.escape(text)):
             model.predict(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["empty.wav", "short.wav", "nan.wav", "cut.wav", "text.wav", "gone.wav"])
 def test_a_broken_recording_has_no_timeline(model, tmp_path, name):
-    bad_sounds(tmp_path)
-    with pytest.raises(UserError):
+    said = bad_sounds(tmp_path)
+    with pytest.raises(UserError, match=re.escape(said[name])):
         list(model.timeline(Item(tmp_path / name, name), 0.5, 0.5))
 
 

@@ -61,6 +61,44 @@ def test_an_override_arrives_whole_from_any_folder(tmp_path):
     assert "Tracking.project = 'a  b = $HOME'" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "passed_on"),
+    [
+        (["part=val", "eval", "last"], "--part 'val'"),
+        (["labels=voice", "eval", "last"], "--labels 'voice'"),
+        (["speaker_clips=5", "eval", "last"], "--speaker-clips 5"),
+        (["seen=1", "eval", "last"], "--seen"),
+        (["part=val", "compare", "A", "B"], "--part 'val'"),
+        (["part=val", "robustness", "last"], "--part 'val'"),
+        (["adapt=1", "cross", "last", "crema_d"], "--adapt"),
+        (["calm=leave_out", "cross", "last", "crema_d"], "--calm 'leave_out'"),
+        (["average=logits", "ensemble", "A", "B"], "--average 'logits'"),
+        (["weights=fitted", "ensemble", "A", "B"], "--weights 'fitted'"),
+        (["sound=1", "report", "last"], "--sound"),
+        (["overwrite=1", "publish", "last", "file:///x"], "--overwrite"),
+        (["seeds=5", "ablate", "demo_ecapa", "x"], "--seeds '5'"),
+        (["jobs=2", "cv", "ravdess_ecapa"], "--jobs '2'"),
+        (["gpus=2", "train", "demo_ecapa"], "launch.py' '2' "),
+        (["gpus=2", "cv", "ravdess_ecapa"], "--gpus '2'"),
+        (["allow_missing=1", "metadata", "crema_d"], "--allow-missing"),
+    ],
+    ids=" ".join,
+)
+def test_a_variable_reaches_its_tool_and_is_absent_without(words, passed_on):
+    name = words[0].partition("=")[0]
+    told, plain = just("--dry-run", *words), just("--dry-run", *words[1:])
+    assert told.returncode == plain.returncode == 0, told.stderr
+    assert passed_on in told.stderr
+    assert passed_on not in plain.stderr, f"{name} is not its default"
+
+
+@pytest.mark.parametrize("name", ["seen", "adapt", "sound", "overwrite", "allow_missing"])
+def test_a_switch_is_1_or_nothing(name):
+    done = just("--dry-run", f"{name}=2", "eval", "last")
+    assert done.returncode != 0
+    assert f"{name} is '2'; expected 1, or nothing" in done.stderr
+
+
 def test_relative_paths_count_from_where_the_caller_stands(tmp_path):
     (tmp_path / "my sound").mkdir()
     done = just("raw=my sound", "verify", "ravdess", cwd=tmp_path, SER_HOME=str(tmp_path / "home"))

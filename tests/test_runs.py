@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import config, folds, launching, runs, schemes, splits, summary
+from ser import calibration, checkpoints, config, folds, launching, runs, schemes, splits, summary
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluating import evaluate
@@ -29,12 +30,23 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def once(prepared, tmp_path_factory):
+    """Return a home in which a small RAVDESS run was trained, to be copied."""
+    home = tmp_path_factory.mktemp("once")
+    (home / "data").symlink_to(prepared / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(home))
+        experiment, run = runs.create(config.load("ravdess_ecapa", SMALL))
+        runs.train(experiment, run, progress=False)
+    return home
+
+
 @pytest.fixture
-def run(trained_home):
+def run(once, trained_home):
     """Return a trained small RAVDESS run."""
-    experiment, run = runs.create(config.load("ravdess_ecapa", SMALL))
-    runs.train(experiment, run, progress=False)
-    return run
+    shutil.copytree(once / "outputs", trained_home / "outputs")
+    return runs.create(config.load("ravdess_ecapa", SMALL))[1]
 
 
 def test_metrics_hold_the_contract_and_agree_with_scikit_learn(run):
@@ -69,6 +81,16 @@ def test_scorings_of_the_test_part_are_counted_and_validation_is_not(run):
 def test_an_evaluation_gives_the_validation_figure_of_training(run):
     best = max(line["val/uar"] for line in map(json.loads, (run.folder / "log.jsonl").open()) if "val/uar" in line)
     assert evaluate("last", "val", progress=False)[1]["uar"] == pytest.approx(best, abs=1e-9)
+
+
+def test_the_temperature_is_that_of_validation_and_lies_in_the_checkpoint(run):
+    folder, metrics = evaluate("last", "val", progress=False)
+    made = read_predictions(folder / "predictions.csv")
+    wanted = calibration.temperature(made.logits, made.indices)
+    assert checkpoints.load(run.best)["temperature"] == pytest.approx(wanted, rel=1e-3)
+    assert metrics["temperature"] == pytest.approx(wanted, rel=1e-3)
+    assert metrics["temperature"] != 1
+    assert metrics["calibrated"]["nll"] < metrics["nll"]
 
 
 def test_a_speaker_that_was_trained_on_is_never_scored(run):
