@@ -134,16 +134,16 @@ def test_no_device_is_baked_into_the_script(sources, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["prompts", "attn-tuned", "probe-hubert"])
-@pytest.mark.parametrize(("variant", "near"), [(exporting.half, 0.02), (exporting.int8, 0.2)], ids=["half", "int8"])
-def test_variants_that_round_stay_near(sources, few, tmp_path, name, variant, near):
+@pytest.mark.parametrize(("variant", "share"), [(exporting.half, 0.02), (exporting.int8, 0.3)], ids=["half", "int8"])
+def test_variants_that_round_stay_near(sources, few, tmp_path, name, variant, share):
     torch.manual_seed(0)
     pipeline = lively(MODELS[name](sources))
     wanted = parity.answers_of(pipeline)
     every = torch.cat(list(wanted.answers))
-    assert float((every.amax(0) - every.amin(0)).max()) > 2 * near, "a constant answer would be noticed"
+    spread = float((every.amax(0) - every.amin(0)).max())  # over clips; a constant answer is off by half of it
     made = variant(pipeline, tmp_path / "model.ts")
     found = parity.compare(made, wanted, MOST_SAMPLES, alone=variant is exporting.int8)
-    assert 0 < found["largest_difference"] < near
+    assert 0 < found["largest_difference"] < share * spread
     assert (tmp_path / "model.ts").stat().st_size > 0
 
 
