@@ -13,10 +13,12 @@ import pytest
 import torch
 from conftest import PROJECT
 
-from ser import checkpoints
+from ser import checkpoints, config, runs
 from ser.errors import UserError
 from ser.launching import run_in_processes
 
+DROPOUT = ("hubert_attn.HubertAttn.dropout = 0.2", "Tracking.every = 1", "train/epochs = 12")
+LONG = ("Tracking.every = 1", "train/epochs = 300", "train/patience = 300")
 GIN = """include 'gin/base.gin'
 include 'gin/data/demo.gin'
 include 'gin/features/logmel80.gin'
@@ -111,6 +113,17 @@ def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen
     return launch(processes, "tools/train.py", experiment, *overrides)
 
 
+def train_here(experiment: Path, *overrides: str) -> int:
+    """Train in this process."""
+    return runs.train(*runs.create(config.load(str(experiment), overrides)), progress=False)
+
+
+def put_aside(home: Path, name: str) -> Path:
+    """Move the one run away, so that the same may be trained again."""
+    (home / "outputs/last").unlink()
+    return folder_of(home).rename(home / name)
+
+
 def workers(experiment: Path) -> list[int]:
     """Return the processes that train an experiment; what started them is not among them."""
     listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
@@ -145,23 +158,36 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[part][name], second[part][name]) for part in parts for name in first[part])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home, processes):
-    dropout = ["hubert_attn.HubertAttn.dropout = 0.2", "Tracking.every = 1", "train/epochs = 12"]
-    straight = train(processes, experiment, *dropout)
-    out, err = straight.communicate(timeout=200)
+def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home, capsys):
+    assert train_here(experiment, *DROPOUT) == 0
+    straight = put_aside(trained_home, "straight")
+    killed = train(1, experiment, *DROPOUT)
+    wait_for_step(trained_home, timeless(straight)[-1]["step"] // 3)
+    killed.kill()
+    killed.communicate(timeout=60)
+    capsys.readouterr()
+    assert train_here(experiment, *DROPOUT) == 0
+    assert "resuming" in capsys.readouterr().out
+    assert timeless(folder_of(trained_home)) == timeless(straight)
+    assert same_weights(folder_of(trained_home), straight)
+
+
+def test_when_one_process_dies_all_end_and_resumed_they_end_as_they_would_have(experiment, trained_home):
+    straight = train(2, experiment, *DROPOUT)
+    _, err = straight.communicate(timeout=200)
     assert straight.returncode == 0, err[-3000:]
-    kept = trained_home / "straight"
-    folder_of(trained_home).rename(kept)
-    (trained_home / "outputs/last").unlink()
+    kept = put_aside(trained_home, "straight")
     log = timeless(kept)
 
-    killed = train(processes, experiment, *dropout)
+    killed = train(2, experiment, *DROPOUT)
     wait_for_step(trained_home, log[-1]["step"] // 3)
-    for number in [killed.pid, *workers(experiment)]:
-        os.kill(number, signal.SIGKILL)
+    started = time.monotonic()
+    os.kill(max(workers(experiment)), signal.SIGKILL)
     killed.communicate(timeout=60)
-    resumed = train(processes, experiment, *dropout)
+    assert time.monotonic() - started < 30
+    assert killed.returncode not in (0, None)
+    checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
+    resumed = train(2, experiment, *DROPOUT)
     out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err[-3000:]
     assert "resuming" in out
@@ -169,28 +195,14 @@ def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home
     assert same_weights(folder_of(trained_home), kept)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_scheduler_may_stop_a_run_and_start_it_again(experiment, trained_home, number):
-    long = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
-    process = train(1, experiment, *long)
+def test_a_scheduler_may_stop_a_run_and_start_it_again(experiment, trained_home):
+    process = train(1, experiment, *LONG)
     wait_for_step(trained_home, 5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "go on with: just resume" in out
     assert checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"] >= 5
-
-
-def test_when_one_process_dies_all_end_and_the_checkpoint_is_whole(experiment, trained_home):
-    long = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
-    process = train(2, experiment, *long)
-    wait_for_step(trained_home, 20)
-    started = time.monotonic()
-    os.kill(max(workers(experiment)), signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert time.monotonic() - started < 30
-    assert process.returncode not in (0, None)
-    checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
 
 
 def test_a_mistake_ends_all_processes_with_one_line(experiment):
@@ -215,8 +227,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_another_number_of_processes_is_refused(experiment, trained_home):
-    short = ["Tracking.every = 1", "train/epochs = 300", "train/patience = 300"]
-    process = train(2, experiment, *short)
+    process = train(2, experiment, *LONG)
     wait_for_step(trained_home, 20)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -224,7 +235,5 @@ def test_another_number_of_processes_is_refused(experiment, trained_home):
     assert "Traceback" not in err
     saved = checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"]
     assert saved == timeless(folder_of(trained_home))[-1]["step"], "the signal is handed on, and the step is saved"
-    alone = train(1, experiment, *short)
-    _, err = alone.communicate(timeout=60)
-    assert alone.returncode == 2
-    assert "of 2 processes, now 1; go on with as many: just gpus=2 resume" in err
+    with pytest.raises(UserError, match="of 2 processes, now 1; go on with as many: just gpus=2 resume"):
+        train_here(experiment, *LONG)
