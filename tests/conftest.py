@@ -4,10 +4,12 @@ import functools
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,23 @@ def command_on_a_full_disk(size: int, *arguments: object, home: Path) -> subproc
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """Return a function that runs a tool like ``command``, but in this process: no waiting for imports.
+
+    A traceback of the tool becomes one of the test.
+    """
+
+    def run(tool: str, *arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(PROJECT / "tools" / tool), run_name="__main__")
+        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, *capfd.readouterr())
+
+    return run
 
 
 def one_error_line(done: subprocess.CompletedProcess) -> str:

@@ -20,11 +20,11 @@ def test_every_operation_is_there_and_each_changes_the_sound(home):
         assert np.abs(sound - original).max() > 1e-3, path.stem
 
 
-def test_a_recording_of_ones_own_and_one_that_cannot_be_read(home, tmp_path):
+def test_a_recording_of_ones_own_and_one_that_cannot_be_read(home, tmp_path, run_here):
     audio.write(tmp_path / "mine.wav", np.sin(np.arange(9000) / 9).astype(np.float32) / 2)
     done = command("augment_demo.py", tmp_path / "mine.wav", "--seed", 3)
     assert done.returncode == 0, done.stderr
     assert "operations.png" in done.stdout
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    assert "broken.wav" in one_error_line(command("augment_demo.py", tmp_path / "broken.wav"))
-    assert "no such" in one_error_line(command("augment_demo.py", tmp_path / "absent.wav"))
+    assert "broken.wav" in one_error_line(run_here("augment_demo.py", tmp_path / "broken.wav"))
+    assert "no such" in one_error_line(run_here("augment_demo.py", tmp_path / "absent.wav"))

@@ -103,7 +103,7 @@ def test_the_command_prints_differences_and_says_why_there_is_no_interval(home):
 
 
 @pytest.mark.parametrize("what", ["clips", "labels", "references", "unscored", "same", "absent", "ambiguous"])
-def test_what_cannot_be_compared_is_one_line(home, what):
+def test_what_cannot_be_compared_is_one_line(run_here, home, what):
     one, other = predictions(1, 0.5), predictions(2, 2.0)
     write(home, "one", one)
     names = ["one", "other"]
@@ -133,4 +133,4 @@ def test_what_cannot_be_compared_is_one_line(home, what):
         comparing.compare(*names, "val")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert one_error_line(command("compare.py", *names, "--part", "val", home=home))
+    assert one_error_line(run_here("compare.py", *names, "--part", "val"))

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -30,23 +29,6 @@ def content(folder: Path) -> dict[str, bytes]:
     """Return every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-@pytest.fixture
-def run_here(home, monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
-    """Return a function that runs a tool like ``command``, but in this process: no waiting for imports.
-
-    A traceback of the tool becomes one of the test.
-    """
-
-    def run(tool: str, *arguments: object) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(PROJECT / "tools" / tool), run_name="__main__")
-        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

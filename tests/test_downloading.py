@@ -1,10 +1,10 @@
 """Downloads survive what networks do: every test has a server of its own on this machine that misbehaves as told."""
 
+import functools
 import hashlib
 import io
 import os
 import random
-import runpy
 import shutil
 import signal
 import socket
@@ -551,18 +551,10 @@ def test_an_unknown_corpus_is_answered_with_the_nearest():
 
 
 @pytest.fixture
-def run_here(home, monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+def run_here(home, run_here, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs the command in this process, where nothing waits before a further try."""
     monkeypatch.setattr(fetching, "FIRST_WAIT", 0.0)
-
-    def run(*arguments: object) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["download.py", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(PROJECT / "tools/download.py"), run_name="__main__")
-        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, *capfd.readouterr())
-
-    return run
+    return functools.partial(run_here, "download.py")
 
 
 @pytest.fixture

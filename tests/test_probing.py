@@ -69,11 +69,11 @@ def test_validation_and_test_speakers_are_never_read(encoded, tmp_path, monkeypa
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_features_without_layers_are_refused_in_one_line(trained_home):
-    done = command("probe.py", "ravdess", "logmel80", home=trained_home)
+def test_features_without_layers_are_refused_in_one_line(trained_home, run_here):
+    done = run_here("probe.py", "ravdess", "logmel80")
     assert "'logmel80' have no layers to compare" in one_error_line(done)
 
 
-def test_unknown_features_are_one_line_with_the_nearest_name(trained_home):
-    done = command("probe.py", "ravdess", "whisper_tiny_eng", home=trained_home)
+def test_unknown_features_are_one_line_with_the_nearest_name(trained_home, run_here):
+    done = run_here("probe.py", "ravdess", "whisper_tiny_eng")
     assert "whisper_tiny_en" in one_error_line(done)

@@ -366,5 +366,5 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
         (["train.py", "ravdess_ecapa", "split/scheme = 'holdut'"], "did you mean 'holdout'?"),
     ],
 )
-def test_mistakes_on_the_command_line_end_with_one_line(run, arguments, says):
-    assert says in one_error_line(command(*arguments))
+def test_mistakes_on_the_command_line_end_with_one_line(run, run_here, arguments, says):
+    assert says in one_error_line(run_here(*arguments))

@@ -234,8 +234,8 @@ def test_it_trains_by_steps_too(encoded, trained_home):
         (["encoder/precision = 'half'"], "encoder/precision is 'half'"),
     ],
 )
-def test_what_does_not_fit_is_one_line(encoded, trained_home, overrides, message):
-    done = command("train.py", "ravdess_stats_probe", QUIET, *overrides, home=trained_home)
+def test_what_does_not_fit_is_one_line(encoded, trained_home, run_here, overrides, message):
+    done = run_here("train.py", "ravdess_stats_probe", QUIET, *overrides)
     assert message in one_error_line(done)
     assert not (trained_home / "outputs").exists(), "a run that cannot be leaves nothing"
 
