@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +41,18 @@ def own_corpus(folder: Path, speakers: bool = True) -> Path:
     return table
 
 
-def phases(corpus_name: str, raw: Path) -> None:
+def phases(run: Callable[..., subprocess.CompletedProcess], corpus_name: str, raw: Path) -> None:
     """Run the tools from verification to features."""
     for arguments in (
         ("verify_raw.py", corpus_name, "--raw", raw), ("build_csv.py", corpus_name, "--raw", raw),
         ("make_split.py", corpus_name), ("class_hist.py", corpus_name), ("extract.py", corpus_name, "logmel80"),
     ):  # fmt: skip
-        done = command(*arguments)
+        done = run(*arguments)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
 
 
 def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
-    phases("custom", own_corpus(tmp_path / "mine"))
+    phases(command, "custom", own_corpus(tmp_path / "mine"))
     rows = list(csv.DictReader((home / "data/custom/metadata.csv").open()))
     assert len(rows) == 60
     assert {row["emotion"] for row in rows} == {"angry", "happy", "sad"}
@@ -71,10 +73,10 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
     assert metrics["tags"] == []
 
 
-def test_without_speakers_every_figure_says_so(home, tmp_path):
+def test_without_speakers_every_figure_says_so(home, tmp_path, run_here):
     table = own_corpus(tmp_path / "mine", speakers=False)
-    phases("custom", table)
-    built, split = command("build_csv.py", "custom", "--raw", table), command("make_split.py", "custom", "holdout")
+    phases(run_here, "custom", table)
+    built, split = run_here("build_csv.py", "custom", "--raw", table), run_here("make_split.py", "custom", "holdout")
     assert "60 clips, 0 speakers" in built.stdout
     assert "60 clips without a speaker" in built.stdout
     assert "60 clips without a speaker" in split.stdout
@@ -187,7 +189,7 @@ def test_emodb_names():
         assert emodb_left_out(name) is None
 
 
-def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
+def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path, run_here):
     raw = tmp_path / "wav"
     for speaker in ("03", "08", "09", "10", "11"):
         for letter in "WLEAFTN":
@@ -197,16 +199,16 @@ def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path):
     assert report.found.left_out == {"boredom": 5}
     assert any("30 clips, expected 454" in error for error in report.errors)
     assert "30 clips, expected 454" in " ".join(verify.check(corpus("emodb"), raw, True, progress=False).notes)
-    assert "424 of 454 clips are missing" in one_error_line(command("build_csv.py", "emodb", "--raw", raw))
-    assert command("build_csv.py", "emodb", "--raw", raw, "--allow-missing").returncode == 0
-    assert command("make_split.py", "emodb").returncode == 0
+    assert "424 of 454 clips are missing" in one_error_line(run_here("build_csv.py", "emodb", "--raw", raw))
+    assert run_here("build_csv.py", "emodb", "--raw", raw, "--allow-missing").returncode == 0
+    assert run_here("make_split.py", "emodb").returncode == 0
     parts = {row["fold"] for row in csv.DictReader((home / "data/emodb/splits/kfold5.csv").open())}
     assert parts == {"1", "2", "3", "4", "5"}
-    assert command("extract.py", "emodb", "logmel80").returncode == 0
+    assert run_here("extract.py", "emodb", "logmel80").returncode == 0
     for experiment, overrides in (("ecapa", SMALL), ("stats_probe", instead("whisper", tmp_path))):
         if overrides is not SMALL:
-            assert command("extract.py", "emodb", "whisper_tiny", *overrides).returncode == 0
-        done = command("train.py", "--dry-run", f"emodb_{experiment}", *overrides)
+            assert run_here("extract.py", "emodb", "whisper_tiny", *overrides).returncode == 0
+        done = run_here("train.py", "--dry-run", f"emodb_{experiment}", *overrides)
         assert "all finite" in done.stdout, done.stderr
 
 
