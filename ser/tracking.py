@@ -103,10 +103,11 @@ class Tracker:
             print(f"W&B failed ({type(error).__name__}: {reason}); log.jsonl goes on", file=sys.stderr)
             return False
 
-    def rewind(self, step: int) -> None:
-        """Drop lines after ``step``, which a resumed run writes again."""
+    def rewind(self, step: int, epoch: int) -> None:
+        """Drop lines after ``step`` and of epochs after ``epoch``, which a resumed run writes again."""
         if is_main() and self.path.is_file():
-            kept = [line for line in read_log(self.path.parent) if line["step"] <= step]
+            lines = read_log(self.path.parent)
+            kept = [line for line in lines if line["step"] <= step and line.get("epoch", 0) <= epoch]
             write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:

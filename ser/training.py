@@ -45,7 +45,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
     tracker = experiment.tracking.open(run.folder, run.settings, run.group)
-    tracker.rewind(state.step)
+    tracker.rewind(state.step, state.epoch)
     if not resume:
         dist.seed_everything(seed + dist.rank())
     if progress:

@@ -26,7 +26,10 @@ def test_rewinding_drops_what_a_resumed_run_writes_again(tmp_path):
     tracker = Tracking("off").open(tmp_path, {}, "group")
     for step in range(1, 6):
         tracker.log(step, {})
-    tracker.rewind(3)
+    tracker.log(3, {"epoch": 1})
+    tracker.rewind(3, 1)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 3]
+    tracker.rewind(3, 0)  # saved before that epoch was validated, which is done again
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
     assert all(json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
 
