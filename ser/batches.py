@@ -230,9 +230,7 @@ class ClipReader:
         """
         axis, few = self.source.time_axis, f"{seed}/{epoch}/"
         if axis is None or length is None:
-            batch = self.whole(clips, few)
-            batch.repeats = repeats
-            return batch
+            return self.whole(clips, few)
         starts = ClipRandom(seed, epoch, -1, keys_of(clips, repeats)).uniform().tolist()
         inputs = []
         for clip, start in zip(clips, starts, strict=True):
@@ -242,9 +240,7 @@ class ClipReader:
                 value = torch.cat([value] * -(-length // size), axis)
                 size = value.shape[axis]
             inputs.append(value.narrow(axis, int(start * (size - length + 1)), length).float())
-        batch = self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
-        batch.repeats = repeats
-        return batch
+        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
 
     def whole(self, clips: Sequence[Clip], few: str = "") -> Batch:
         """Return a batch of whole clips, padded with zeros to the longest; ``few`` as of ``SpeakerPool.of``."""

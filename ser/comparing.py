@@ -71,7 +71,8 @@ def current_figures(folder: Path, label: str) -> dict[str, Any]:
     """
     path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
     figures = read_json(path) if path.is_file() else {}
-    if not (made_with(figures, checkpoints.load(best)) if best.is_file() else "classes" in figures):
+    whole = isinstance(figures, dict) and {"classes", "tags"} <= figures.keys()
+    if not whole or (best.is_file() and not made_with(figures, checkpoints.load(best))):
         raise UserError(
             f"{folder.name}: {label} was scored before the run was finished, or by an earlier ser; score it again"
         )

@@ -164,7 +164,7 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """Return this process's device: its CUDA device where there is one, else the CPU."""
+    """Return this process's device: its CUDA device where there is one, on which float32 is exact, else the CPU."""
     if torch.cuda.is_available():
         exact_float32()
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -46,7 +46,7 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
     clips = []
     for name, path in sorted(found.clips.items()):
         if not is_text(path):
-            raise UserError(f"{path!r}: the name is not UTF-8; rename the folder or the file")
+            raise UserError(f"{str(path)!r}: the name is not UTF-8; rename the folder or the file")
         info = audio.header(path)
         fields = found.fields[name]
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | fields | speakers.get(fields["speaker"], {})

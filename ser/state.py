@@ -199,7 +199,7 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             raise UserError(
                 f"{run.folder.name}: {name} changed since {path.name} was written ({str(then)[:12]}, now "
                 f"{str(now[name])[:12]}); its figures would mean something else: bring the old split and clips back "
-                f"(just split {protocol.corpus} {protocol.scheme}), or train another run"
+                f"(just split {protocol.corpus} {protocol.scheme}), or remove the run's folder and train again"
             )
 
 

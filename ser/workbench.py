@@ -105,8 +105,9 @@ class Setup:
         guests = sum(clip.clip in there for clip in clips[:guests])
         if len(known) - guests < (2 if self.model.batch_statistics else 1):  # one clip alone has no batch statistics
             return None
-        batch = self.reader.crops([clip for clip, _ in known], self.crop, seed, epoch, [repeat for _, repeat in known])
-        batch.guests = guests
+        repeats = [repeat for _, repeat in known]
+        batch = self.reader.crops([clip for clip, _ in known], self.crop, seed, epoch, repeats)
+        batch.guests, batch.repeats = guests, repeats
         return batch.to(self.weights.device)
 
     def validate(self, experiment: Experiment) -> Predictions:

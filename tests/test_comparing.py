@@ -67,9 +67,10 @@ def test_what_is_compared_keeps_its_tags(home):
 def test_figures_of_an_earlier_ser_are_not_compared(home):
     for name, seed in (("one", 1), ("other", 2)):
         folder = write(home, name, predictions(seed, 1.0))
-    write_json(folder / "eval/demo-holdout-val/metrics.json", {"recall": {}, "tags": []})
-    with pytest.raises(UserError, match="other: demo-holdout-val was scored before the run was finished, or by an ear"):
-        comparing.compare("one", "other", "val")
+    for foreign in ({"recall": {}, "tags": []}, {"classes": {}}, None, []):
+        write_json(folder / "eval/demo-holdout-val/metrics.json", foreign)
+        with pytest.raises(UserError, match="other: demo-holdout-val was scored before the run was finished, or by an"):
+            comparing.compare("one", "other", "val")
 
 
 def test_a_cross_validation_has_no_part_of_its_own_to_score(home):

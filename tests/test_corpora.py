@@ -113,6 +113,12 @@ def test_a_ravdess_name_is_read():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["03-01-06-02-01-02-²²", "03-01-06-02-01-02-١٢"])
+def test_digits_of_other_scripts_are_no_ravdess_name(name):
+    assert corpus("ravdess").parse(name) is None
+    assert corpus("ravdess").left_out(name) is None
+
+
 def test_ravdess_actors_with_odd_numbers_are_male():
     sexes = {clip["speaker"]: clip["sex"] for clip in official("ravdess")}
     assert sexes == {f"{actor:02d}": "male" if actor % 2 else "female" for actor in range(1, 25)}

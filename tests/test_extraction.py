@@ -531,6 +531,9 @@ def test_sound_that_was_replaced_is_noticed_before_its_old_features_are_used(tab
     assert message.startswith(f"{first}: has changed since its features were extracted; run again: just extract")
     first.unlink()  # without sound the features still serve
     open_source(features, table)
+    first.mkdir()
+    open_source(features, table)
+    first.rmdir()
     first.write_bytes(old)
     open_source(features, table)
 

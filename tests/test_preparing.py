@@ -1,5 +1,6 @@
 """From recordings to rows of the table."""
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_every_file_becomes_a_row_that_reads_back(home, name):
     assert Counter(clip.emotion for clip in table.clips) == dict.fromkeys(
         {clip.emotion for clip in table.clips}, len({clip.speaker for clip in table.clips})
     )
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(home):
+    raw = make_corpus(home, "ravdess", per_class=1, seconds=0.2)
+    folder = next(path for path in sorted(raw.iterdir()) if path.is_dir())
+    os.rename(folder, os.fsencode(raw) + b"/Schausp\xe9_01")
+    said = refusal("ravdess", raw, allow_missing=True)
+    assert "Schausp\\udce9_01" in said
+    assert "the name is not UTF-8; rename" in said
 
 
 def test_rate_channels_and_length_are_those_of_the_file(tmp_path):
