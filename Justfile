@@ -1,5 +1,5 @@
 # The interface of a researcher. Variables come before the recipe: just part=val eval last
-# gin overrides come after it:                                     just train ravdess_ecapa 'train/epochs = 5'
+# gin overrides and a tool's own options come after it:            just train ravdess_ecapa 'train/epochs = 5'
 
 set positional-arguments
 set shell := ["bash", "-euo", "pipefail", "-c"]
@@ -72,60 +72,70 @@ _install:
 # versions, devices, corpora found, what to do next
 [group('setup')]
 [no-cd]
+[no-exit-message]
 doctor: _install
     @'{{ root }}/.venv/bin/ser' doctor
 
 # all phases on the built-in corpus: a few minutes on two CPU cores
 [group('the whole job')]
 [no-cd]
+[no-exit-message]
 demo: _install
     @'{{ tools }}/demo.sh' '{{ just_executable() }}' '{{ justfile() }}'
 
 # the best model of ravdess or crema_d so far, from raw recordings to figures, report and export: just raw=PATH results ravdess
 [group('the whole job')]
 [no-cd]
+[no-exit-message]
 results CORPUS: _install
-    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1" ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
+    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1" 'jobs={{ jobs }}' 'gpus={{ gpus }}' ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
 
 # everything at full size on a GPU machine, unattended and resumable: just plan --list, just plan --rehearse, just plan
 [group('the whole job')]
 [no-cd]
+[no-exit-message]
 plan *OPTIONS: _install
     @'{{ python }}' '{{ tools }}/plan.py' '{{ just_executable() }}' '{{ justfile() }}' --gpus '{{ gpus }}' --jobs '{{ jobs }}' {{ missing }} "$@"
 
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 download CORPUS *OPTIONS: _install
     @'{{ python }}' '{{ tools }}/download.py' "$@"
 
 # see that raw recordings are whole: just raw=PATH verify ravdess
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 verify CORPUS: _install
     @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
 
 # build data/CORPUS/metadata.csv
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 metadata CORPUS: _install
     @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
 
 # write data/CORPUS/splits/SCHEME.csv; all schemes without one
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 split CORPUS *SCHEME: _install
     @'{{ python }}' '{{ tools }}/make_split.py' "$@"
 
 # clips by class, part, sex and speaker: table, picture, class weights
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 histogram CORPUS: _install
     @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
 
 # verify, metadata, all splits and histogram: just raw=PATH prepare ravdess
 [group('1 data')]
 [no-cd]
+[no-exit-message]
 prepare CORPUS: _install
     @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
     @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
@@ -135,116 +145,135 @@ prepare CORPUS: _install
 # features of gin/features/FEATURES.gin into the store; resumes and verifies: just gpus=2 extract ravdess hubert_large
 [group('2 features')]
 [no-cd]
+[no-exit-message]
 extract CORPUS FEATURES *OVERRIDES: _install
     @'{{ python }}' {{ launch }} '{{ tools }}/extract.py' "$@"
 
-# UAR of a linear probe on every layer of an encoder, by speaker on the training part; table, picture, gin line
+# compare the layers of an encoder by a linear probe, on the training part alone: just probe ravdess hubert_large
 [group('2 features')]
 [no-cd]
+[no-exit-message]
 probe CORPUS FEATURES *OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/probe.py' "$@"
 
-# resolved, defaulted and unused values of an experiment
+# resolved, defaulted and unused values of an experiment; without one, the experiments that there are
 [group('3-5 training')]
 [no-cd]
-show EXP *OVERRIDES: _install
+[no-exit-message]
+show *EXP_OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/train.py' --show "$@"
 
 # 50 steps with loss, gradient norms, shapes and dtypes; keeps nothing
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 dry-run EXP *OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/train.py' --dry-run "$@"
 
 # train gin/exp/EXP.gin: just train ravdess_ecapa 'train/epochs = 5'
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 train EXP *OVERRIDES: _install
     @'{{ python }}' {{ launch }} '{{ tools }}/train.py' "$@"
 
 # go on with an interrupted run
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 resume RUN: _install
     @'{{ python }}' {{ launch }} '{{ tools }}/train.py' --resume "$1"
 
 # train and test every fold of the experiment's scheme, resumable, and pool the folds: just jobs=3 cv EXP
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 cv EXP *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/cv_train.py' "$@" --jobs '{{ jobs }}' --gpus '{{ gpus }}'
+    @'{{ python }}' '{{ tools }}/cv_train.py' --jobs '{{ jobs }}' --gpus '{{ gpus }}' "$@"
 
 # train with and without some changes, over seeds, and compare on validation: just seeds=3 ablate EXP 'a = 1' 'b = 2; c = 3'
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 ablate EXP *CHANGES: _install
-    @'{{ python }}' '{{ tools }}/ablate.py' "$@" --seeds '{{ seeds }}' --jobs '{{ jobs }}' --gpus '{{ gpus }}'
+    @'{{ python }}' '{{ tools }}/ablate.py' --seeds '{{ seeds }}' --jobs '{{ jobs }}' --gpus '{{ gpus }}' "$@"
 
 # hear and see what each augmentation does, to one sound: just augment-demo FILE
 [group('3-5 training')]
 [no-cd]
+[no-exit-message]
 augment-demo *SOUND: _install
     @'{{ python }}' '{{ tools }}/augment_demo.py' "$@"
 
 # score a run on a part of its protocol: just part=val eval last
 [group('6-7 evaluation')]
 [no-cd]
-eval RUN: _install
-    @'{{ python }}' '{{ tools }}/eval_model.py' "$1" --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }} {{ scored }}
+[no-exit-message]
+eval RUN *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/eval_model.py' --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }} {{ scored }} "$@"
 
 # score a run on another corpus over the shared labels, or every run on every other: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
 [no-cd]
+[no-exit-message]
 cross *RUN_CORPUS: _install
-    @'{{ python }}' '{{ tools }}/cross_corpus.py' "$@" --calm '{{ calm }}' {{ adapted }}
+    @'{{ python }}' '{{ tools }}/cross_corpus.py' --calm '{{ calm }}' {{ adapted }} "$@"
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
-compare FIRST SECOND: _install
-    @'{{ python }}' '{{ tools }}/compare.py' "$1" "$2" --part '{{ part }}'
+[no-exit-message]
+compare FIRST SECOND *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/compare.py' --part '{{ part }}' "$@"
 
 # score several runs as one, averaged: just weights=fitted ensemble RUN RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
+[no-exit-message]
 ensemble *RUNS: _install
-    @'{{ python }}' '{{ tools }}/ensemble.py' "$@" --part '{{ part }}' --average '{{ average }}' --weights '{{ weights }}'
+    @'{{ python }}' '{{ tools }}/ensemble.py' --part '{{ part }}' --average '{{ average }}' --weights '{{ weights }}' "$@"
 
 # score a run on worse recordings (noise, babble, music, telephone, rooms, speed ...): just part=val robustness RUN
 [group('6-7 evaluation')]
 [no-cd]
-robustness RUN: _install
-    @'{{ python }}' '{{ tools }}/robustness.py' "$1" --part '{{ part }}'
+[no-exit-message]
+robustness RUN *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/robustness.py' --part '{{ part }}' "$@"
 
 # outputs/RUN/report.html, all that is known of a run in one file: just sound=1 report last
 [group('6-7 evaluation')]
 [no-cd]
-report RUN: _install
-    @'{{ python }}' '{{ tools }}/report.py' "$1" {{ heard }}
+[no-exit-message]
+report RUN *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/report.py' {{ heard }} "$@"
 
 # outputs/summary.csv: a line for every evaluation
 [group('6-7 evaluation')]
 [no-cd]
+[no-exit-message]
 summary: _install
     @'{{ python }}' '{{ tools }}/summarize.py'
 
 # outputs/RUN/export: the model as TorchScript, ONNX, torch.export, half, int8, seen to answer as the run does, and its card
 [group('8 delivery')]
 [no-cd]
+[no-exit-message]
 export RUN: _install
     @'{{ python }}' '{{ tools }}/export.py' "$1"
 
 # emotions of files, folders, patterns or standard input: just predict last speech.wav --window 3
 [group('8 delivery')]
 [no-cd]
+[no-exit-message]
 predict MODEL *FILES: _install
     @'{{ root }}/.venv/bin/ser' predict "$@"
 
 # upload a run's export to s3://, hf://, file:// ...: just overwrite=1 publish last s3://bucket/name
 [group('8 delivery')]
 [no-cd]
-publish RUN URL: _install
-    @'{{ python }}' '{{ tools }}/publish.py' "$1" "$2" {{ replaced }}
+[no-exit-message]
+publish RUN URL *OPTIONS: _install
+    @'{{ python }}' '{{ tools }}/publish.py' {{ replaced }} "$@"
 
 # dist/: wheel and source archive of ser-toolkit
 [group('8 delivery')]
@@ -260,6 +289,7 @@ test *ARGS: _install
 # kill training and extraction at random moments, and compare what they end with
 [group('upkeep')]
 [no-cd]
+[no-exit-message]
 crash-test *OPTIONS: _install
     @'{{ python }}' '{{ tools }}/crash_test.py' "$@"
 
@@ -281,6 +311,7 @@ fmt: _install
 # measure against what a user would pick instead: augment, data, extraction, inference, models, startup, training
 [group('upkeep')]
 [no-cd]
+[no-exit-message]
 bench +NAMES: _install
     @[[ " $* " != *" augment "* ]] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[bench]'
     @'{{ python }}' '{{ tools }}/bench.py' "$@"

@@ -10,9 +10,9 @@ signal    mel, augment, augment_sound, augment_surroundings, augment_features, c
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
-scoring   predictions, scoring, subgroups
+scoring   predictions, scoring, subgroups, reporting
 learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
-after     reporting, augment_demo, probing, summary
+after     augment_demo, probing, summary
 door      config, runs, evaluating, crossing, comparing, launching, folds, ablating, ensembles, robustness, report
 delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
 whole     rehearsal, planning, plan

@@ -19,7 +19,9 @@ from ser.files import outputs_folder, read_json, write_csv, write_json
 from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
+from ser.reporting import p_text
 from ser.runs import create, train
+from ser.scoring import interval_reason
 from ser.starting import read_start
 from ser.state import is_finished
 
@@ -57,6 +59,7 @@ class Answered:
         hours: of training, all seeds together.
         parameters: that are trained.
         tags: of the figures.
+        commits: of the code that trained them.
     """
 
     runs: list[str]
@@ -65,6 +68,7 @@ class Answered:
     hours: float
     parameters: int
     tags: list[str]
+    commits: list[str]
 
     @property
     def uars(self) -> np.ndarray:
@@ -129,13 +133,16 @@ def ablate(
         "experiment": experiment, "common": list(common), "seeds": seeds, "trained_on": as_it_is.protocol.describe(),
         "split_sha256": as_it_is.protocol.split.sha256, "chosen": what_was_chosen(as_it_is),
         "n_clips": int(plain.confusions[0].sum()),
-        "n_speakers": len(plain.confusions[0]), "variants": rows,
+        "n_speakers": len(set(plain.predictions[0].speakers) - {""}), "variants": rows,
+        "ci95_reason": interval_reason(plain.predictions[0]),
+        "clips_missing": as_it_is.protocol.table.missing,
+        "commits": sorted({commit for own in answers for commit in own.commits}),
         "runs": {variant.name: own.runs for variant, own in zip(variants, answers, strict=True)},
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ablation.json", result)
     write_csv(folder / "ablation.csv", COLUMNS, [line | {"tags": " ".join(line["tags"])} for line in rows])
-    plots.ablation(folder / "ablation.png", rows, f"{experiment}: validation, {seeds} seeds")
+    title = f"{experiment}: validation, {seeds} seed{'s' if seeds > 1 else ''}"
+    plots.ablation(folder / "ablation.png", rows, plots.headed(title, tags=plain.tags))
     return folder, result
 
 
@@ -219,15 +226,17 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
         sum(one["hours"] for one in figures),
         figures[0]["parameters_trained"],
         figures[0]["tags"],
+        sorted({commit for one in figures for commit in one.get("commits", [])}),
     )
 
 
 def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
     """Return a variant's figures, and what is between them and those of the experiment as it is."""
     first, second = plain.confusions.sum(0), own.confusions.sum(0)
-    low, high = stats.paired_intervals(first, second)["uar"] or (None, None)
     by_seed = own.uars - plain.uars
     differs = own is not plain
+    reason, known = interval_reason(own.predictions[0]), "" not in own.predictions[0].speakers
+    low, high = (None, None) if reason else stats.paired_intervals(first, second)["uar"] or (None, None)
     return {
         "variant": name,
         "uar": float(own.uars.mean()),
@@ -236,7 +245,7 @@ def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
         "difference": float(by_seed.mean()) if differs else None,
         "ci95_low": low if differs else None,
         "ci95_high": high if differs else None,
-        "p": stats.permutation_p(first, second)["uar"] if differs else None,
+        "p": stats.permutation_p(first, second)["uar"] if differs and known else None,
         "difference_lowest": float(by_seed.min()) if differs else None,
         "difference_highest": float(by_seed.max()) if differs else None,
         "hours": round(own.hours, 4),
@@ -249,9 +258,11 @@ def table(folder: Path, result: dict[str, Any]) -> str:
     """Return a comparison for people, and where its files lie."""
     rows = result["variants"]
     width = max(len(line["variant"]) for line in rows)
+    missing = f", {result['clips_missing']} official clips not at hand" if result["clips_missing"] else ""
     lines = [
-        f"{result['trained_on']}; validation: {result['n_clips']} clips of {result['n_speakers']} speakers",
-        f"  {'':<{width}}  UAR    over seeds  difference  95 % over speakers  p      by seed",
+        f"{result['trained_on']}; validation: {result['n_clips']} clips of {result['n_speakers']} speakers{missing}; "
+        f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
+        f"  {'':<{width}}  UAR    over seeds  difference  95 % over speakers  p        by seed",
     ]
     for line in rows:
         spread = "" if line["uar_sd"] is None else f"± {line['uar_sd']:.3f}"
@@ -260,10 +271,13 @@ def table(folder: Path, result: dict[str, Any]) -> str:
             low, high = line["ci95_low"], line["ci95_high"]
             interval = "none" if low is None else f"[{low:+.3f}, {high:+.3f}]"
             seeds = f"{line['difference_lowest']:+.3f} to {line['difference_highest']:+.3f}"
-            text += f"  {line['difference']:+.3f}      {interval:<18}  {line['p']:.3f}  {seeds}"
+            text += f"  {line['difference']:+.3f}      {interval:<18}  {p_text(line['p']):<7}  {seeds}"
         lines.append(text.rstrip() + "".join(f"  [{tag}]" for tag in line["tags"]))
-    if reason := stats.interval_reason(result["n_speakers"]):
-        lines.append(f"  no interval: {reason}")
+    if result["ci95_reason"]:
+        lines.append(f"  no interval: {result['ci95_reason']}")
+    if len(result["commits"]) > 1:
+        shown = ", ".join(commit[:7] for commit in result["commits"])
+        lines.append(f"  trained by different versions of the code: {shown}")
     chosen = result["chosen"] or "nothing"
     lines.append(f"  p: the two exchanged speaker by speaker; {chosen} was chosen on these speakers")
     return "\n".join([*lines, *(str(folder / name) for name in ("ablation.csv", "ablation.json", "ablation.png"))])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ser.errors import UserError
+from ser.files import write_atomically
 
 __all__ = ["SAMPLE_RATE", "SHORTEST", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "windows", "write"]
 
@@ -189,5 +190,7 @@ def write(path: Path, sound: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None
     """Write mono float32 [N] in [-1, 1] as 16-bit PCM; the ending of ``path`` chooses the container."""
     import soundfile
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, sound, sample_rate, subtype="PCM_16")
+    container = path.suffix.removeprefix(".").upper()
+    write_atomically(
+        path, lambda file: soundfile.write(file, sound, sample_rate, "PCM_16", format=container), wait=False
+    )

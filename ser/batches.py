@@ -6,7 +6,7 @@ Shapes: B clips, N samples, T frames, D features, C classes.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -102,9 +102,11 @@ class Source(Protocol):
 
     Attributes:
         time_axis: dimension of time, counted from the end; None for statistics.
+        made_with: fingerprint of the encoder's weights that made the inputs; empty where none did.
     """
 
     time_axis: int | None
+    made_with: dict[str, Any]
 
     def length(self, clip: Clip) -> int:
         """Return the length of a clip's input without reading it."""
@@ -120,6 +122,7 @@ class SoundSource:
 
     def __init__(self, table: Table):
         self.table = table
+        self.made_with: dict[str, Any] = {}
 
     def length(self, clip: Clip) -> int:
         """Return a clip's samples at 16 kHz, from the metadata."""
@@ -135,11 +138,20 @@ class Joined:
 
     Args:
         sources: of each corpus.
+
+    Raises:
+        UserError: features that were made with different weights.
     """
 
     def __init__(self, sources: Mapping[str, Source]):
         self.sources = sources
-        self.time_axis = next(iter(sources.values())).time_axis
+        first, *others = sources.values()
+        self.time_axis, self.made_with = first.time_axis, first.made_with
+        if any(other.made_with != first.made_with for other in others):
+            raise UserError(
+                f"features of {' and '.join(sources)}: made with different weights of the encoder; extract one of them "
+                "again, in a new store or after removing the old one"
+            )
 
     def length(self, clip: Clip) -> int:
         """Return the length of a clip's input without reading it."""

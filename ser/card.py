@@ -7,13 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ser import __version__
+from ser import __version__, checkpoints
 from ser.errors import UserError
 from ser.evaluating import made_with
 from ser.files import read_csv, read_json
 from ser.interfaces import Solvable
 from ser.layers import normalises_by_speaker
-from ser.reporting import TITLES, corpus_says, estimate, gap_text, licence_of, with_interval
+from ser.reporting import (
+    TITLES,
+    corpus_says,
+    estimate,
+    gap_text,
+    licence_of,
+    temperature_of,
+    title_of,
+    with_interval,
+)  # fmt: skip
 from ser.robustness import estimate_of, shown_value
 from ser.runs import Trained
 from ser.subgroups import COLUMNS
@@ -75,7 +84,7 @@ def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> s
     results = [
         {
             "task": {"type": "audio-classification", "name": "speech emotion recognition"},
-            "dataset": {"type": metrics["corpus"], "name": protocol_of(metrics), "split": metrics["part"]},
+            "dataset": {"type": metrics["corpus"], "name": scored_on(metrics), "split": metrics["part"]},
             "metrics": [
                 {"type": name, "value": metrics[name], "name": TITLES[name]} for name in ("uar", "wa", "macro_f1")
             ],
@@ -89,14 +98,10 @@ def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> s
     return "\n".join(["---", *lines, "---"])
 
 
-def protocol_of(metrics: dict[str, Any]) -> str:
-    """Return corpus, scheme and fold of an evaluation, and what else tells it from others."""
-    name = f"{metrics['corpus']} {metrics['split_scheme']}" + (f" fold {metrics['fold']}" if metrics["fold"] else "")
-    if metrics["label_source"] != metrics["trained_labels"]:
-        name += f", labels {metrics['label_source']}"
-    if "speaker-normalised" in metrics["tags"]:
-        name += f", normalised by {metrics.get('speaker_clips') or 'all'} clips of each speaker"
-    return name
+def scored_on(metrics: dict[str, Any]) -> str:
+    """Name an evaluation, also to those who do not know its tags."""
+    by_all = "speaker-normalised" in metrics["tags"] and not metrics.get("speaker_clips")
+    return title_of(metrics) + (", normalised by all clips of each speaker" if by_all else "")
 
 
 def title(model: Trained, trained: int) -> str:
@@ -186,11 +191,12 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
     lines.append("|---|" + "---|" * (len(FIGURES) + 2))
     for _, metrics in scored:
-        what = f"{protocol_of(metrics)}, {metrics['part']}"
+        what = scored_on(metrics)
         if metrics["part"] == "test":
             what += f" (scored {metrics['test_scorings']} time{'s' if metrics['test_scorings'] != 1 else ''})"
         cells = [what, *(with_interval(metrics, name) for name in FIGURES)]
-        cells += [f"{metrics['n_clips']}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
+        missing = f" ({metrics['clips_missing']} missing)" if metrics["clips_missing"] else ""
+        cells += [f"{metrics['n_clips']}{missing}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
     if reasons := sorted({metrics["ci95_reason"] for _, metrics in scored if metrics.get("ci95_reason")}):
         lines += ["", *(f"No interval: {reason}." for reason in reasons)]
@@ -216,7 +222,7 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
         if metrics["corpus"] != corpus or not (folder / "subgroups.csv").is_file():
             continue
         rows = [row for _, row in read_csv(folder / "subgroups.csv", COLUMNS) if row["grouping"] != "speaker"]
-        lines = ["## Subgroups", "", f"{protocol_of(metrics)}, {metrics['part']}.", "", "| by | group | clips | UAR |"]
+        lines = ["## Subgroups", "", f"{scored_on(metrics)}.", "", "| by | group | clips | UAR |"]
         lines.append("|---|---|---|---|")
         for row in rows:
             low, high = (float(row[name]) if row[name] else None for name in ("uar_low", "uar_high"))
@@ -230,8 +236,8 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
 def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
     """Return what the temperature changes."""
     rows = [
-        f"- {protocol_of(metrics)}, {metrics['part']}: NLL {metrics['nll']:.3f} to {after['nll']:.3f}, ECE "
-        f"{metrics['ece']:.3f} to {after['ece']:.3f}"
+        f"- {scored_on(metrics)}: NLL {metrics['nll']:.3f} to {after['nll']:.3f}, ECE {metrics['ece']:.3f} to "
+        f"{after['ece']:.3f} with {temperature_of(metrics)}"
         for _, metrics in scored
         if (after := metrics.get("calibrated"))
     ]
@@ -243,9 +249,8 @@ def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
 
 def robustness(model: Trained) -> str:
     """Return UAR on worse recordings, if it was measured."""
-    state = {name: model.checkpoint["state"][name] for name in ("epoch", "step")}
     for path in sorted(model.run.folder.glob("eval/*/robustness.json")):
-        if (made := read_json(path)).get("checkpoint") != state:
+        if not checkpoints.is_of((made := read_json(path)).get("checkpoint"), model.checkpoint):
             continue
         lines = ["## Robustness", "", f"{path.parent.name}.", ""]
         lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]

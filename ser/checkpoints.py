@@ -1,6 +1,8 @@
 """Checkpoints: self-describing, written whole or not at all, read without running any code of theirs."""
 
 import io
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ser.errors import UserError, some
 from ser.files import write_bytes
 from ser.optim import kept
 
-__all__ = ["check", "load", "restore", "save"]
+__all__ = ["check", "identity", "is_of", "load", "restore", "save"]
 
 FORMAT = 2  # 1: without the learning-rate scales and the list of random numbers that resuming needs
 
@@ -48,6 +50,22 @@ def load(path: Path) -> dict[str, Any]:
     if content["format"] > FORMAT:
         raise UserError(f"{path}: format {content['format']} is newer than this ser knows ({FORMAT}); update ser")
     return content
+
+
+def identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a checkpoint's weights from others: epoch, step, and a CRC of every tensor."""
+    crc = 0
+    for name, tensor in sorted(checkpoint["model"].items()):
+        content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
+    return {"epoch": checkpoint["state"]["epoch"], "step": checkpoint["state"]["step"], "crc32": crc}
+
+
+def is_of(made: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether what was written down as the ``identity`` of some weights, by an earlier ser too, is of these."""
+    own = identity(checkpoint)
+    known = isinstance(made, Mapping) and {"epoch", "step"} <= made.keys() <= own.keys()
+    return known and all(own[name] == value for name, value in made.items())
 
 
 def is_finished(last: Path) -> bool:

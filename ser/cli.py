@@ -53,7 +53,8 @@ def corpora_found() -> dict[str, tuple[str, str]]:
     states = {}
     for name, entry in CORPORA.items():
         if not (corpus_folder(name) / "metadata.csv").is_file():
-            command = "just demo" if name == "demo" else f"just raw=PATH prepare {name}"
+            where = "TABLE.csv" if name == "custom" else "PATH"
+            command = "just demo" if name == "demo" else f"just raw={where} prepare {name}"
             states[name] = (f"{entry.title}: not prepared", command)
             continue
         try:

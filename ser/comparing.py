@@ -11,6 +11,8 @@ from ser.errors import UserError, nearest, some
 from ser.evaluating import made_with
 from ser.files import outputs_folder, read_json, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
+from ser.reporting import p_text
+from ser.scoring import interval_reason
 
 __all__ = ["check_same", "compare", "current_figures", "shared_evaluation", "table"]
 
@@ -30,15 +32,15 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
     label = shared_evaluation(folders, part)
-    tags = [current_figures(folder, label)["tags"] for folder in folders]
+    figures = [current_figures(folder, label) for folder in folders]
+    tags, missing = [made["tags"] for made in figures], figures[0]["clips_missing"]
     one, other = (read_predictions(folder / "eval" / label / "predictions.csv").by_clip() for folder in folders)
     check_same(one, other, folders)
     result = comparison(one, other) | {
         "first": folders[0].name, "second": folders[1].name, "evaluation": label,
-        "first_tags": tags[0], "second_tags": tags[1],
+        "first_tags": tags[0], "second_tags": tags[1], "clips_missing": missing,
     }  # fmt: skip
     folder = outputs_folder() / "compare" / f"{folders[0].name}--{folders[1].name}" / label
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "flips.csv", ["clip", "speaker", "label", "first", "second"], flips(one, other))
     write_json(folder / "comparison.json", result)
     return folder, result
@@ -104,11 +106,14 @@ def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
     counts = (first, second)
     figures = [metrics.figures(per_speaker.sum(0)) for per_speaker in counts]
     recalls = [metrics.recalls(per_speaker.sum(0)) for per_speaker in counts]
-    intervals, p = stats.paired_intervals(first, second), stats.permutation_p(first, second)
+    reason = interval_reason(one)
+    unknown = reason if "" in one.speakers else ""  # an exchange of unknown speakers' answers says nothing either
+    intervals = stats.paired_intervals(first, second) if not reason else dict.fromkeys(metrics.FIGURES)
+    p = stats.permutation_p(first, second) if not unknown else dict.fromkeys(metrics.FIGURES)
     right = [predictions.answers == references for predictions in (one, other)]
     return {
         "n_clips": len(one.clips),
-        "n_speakers": len(counts[0]),
+        "n_speakers": len(set(one.speakers) - {""}),
         "figures": {
             name: {
                 "first": figures[0][name], "second": figures[1][name],
@@ -116,7 +121,7 @@ def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
             }
             for name in metrics.FIGURES
         },
-        "ci95_reason": stats.interval_reason(len(counts[0])),
+        "ci95_reason": reason,
         "recall": {
             label: [float(recalls[0][number]), float(recalls[1][number])]
             for label, number in index.items() if not np.isnan(recalls[0][number])
@@ -152,12 +157,15 @@ def table(folder: Path, result: dict[str, Any]) -> str:
         shown = f"  95 % over speakers [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
         lines.append(
             f"  {title:<9}{figure['first']:.3f}  {figure['second']:.3f}  {figure['difference']:+.3f}{shown}  "
-            f"p {figure['p']:.3f}"
+            f"p {p_text(figure['p'])}"
         )
     if result["ci95_reason"]:
         lines.append(f"  no interval: {result['ci95_reason']}")
     recalls = (f"{label} {second - first:+.2f}" for label, (first, second) in result["recall"].items())
     lines.append("  recall   " + "  ".join(recalls))
     lines.append(f"  {result['won']} clips won, {result['lost']} lost, of {result['n_clips']}")
-    lines.append(f"  {result['n_speakers']} speakers; p: the two exchanged speaker by speaker; seeds are not in it")
+    missing = f", {result['clips_missing']} official clips not at hand" if result["clips_missing"] else ""
+    lines.append(
+        f"  {result['n_speakers']} speakers{missing}; p: the two exchanged speaker by speaker; seeds are not in it"
+    )
     return "\n".join([*lines, *(str(folder / name) for name in ("comparison.json", "flips.csv"))])

@@ -25,7 +25,10 @@ if not hasattr(gin, "register"):
 from gin import config as gin_config
 from gin import config_parser
 
-__all__ = ["Config", "build", "compose", "experiments", "load", "load_features", "settings", "show", "snapshot"]
+__all__ = [
+    "Config", "build", "compose", "experiments", "experiments_table", "load", "load_features", "settings", "show",
+    "snapshot",
+]  # fmt: skip
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
@@ -34,19 +37,9 @@ ROOMS = (
     "tracking", "experiment",
 )  # fmt: skip
 NOT_BINDABLE = (
-    "Average",
-    "Operation",
-    "check_range",
-    "ClipRandom",
-    "FeatureStore",
-    "LoraLinear",
-    "Run",
-    "Tracker",
-    "class_weights",
-    "environment",
-    "kept",
-    "shared_labels",
-)
+    "Average", "Operation", "check_range", "ClipRandom", "FeatureStore", "LoraLinear", "Run", "Tracker",
+    "class_weights", "environment", "kept", "shared_labels",
+)  # fmt: skip
 ROOT = "experiment.Experiment"
 LINE = 10_000  # characters; snapshots keep one binding a line
 RULE = 80  # characters of a ruled line
@@ -111,6 +104,14 @@ class Config:
 def experiments() -> list[str]:
     """Return the names of the files in ``gin/exp/``."""
     return sorted(path.stem for path in (PROJECT / "gin/exp").glob("*.gin"))
+
+
+def experiments_table() -> str:
+    """Return each experiment of ``gin/exp/`` and what its file says of time and UAR, a line each."""
+    paths = [PROJECT / "gin/exp" / f"{name}.gin" for name in experiments()]
+    said = [[line for line in path.read_text().splitlines() if line.startswith("# ")] for path in paths]
+    width = max(len(path.stem) for path in paths)
+    return "\n".join(f"{path.stem:<{width}}  {lines[1][2:]}" for path, lines in zip(paths, said, strict=True))
 
 
 def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
@@ -199,7 +200,7 @@ def text_bindings(text: str, name: str, path: Path | None) -> Iterator[Binding]:
         elif isinstance(statement, config_parser.IncludeStatement):
             where = f"{name}: line {statement.location.line_num}"
             if path is None:
-                raise UserError(f"{where}: an include cannot stand here")
+                raise UserError(f"{where}: an include cannot stand here; write a gin file of your own that has it")
             if bound:
                 raise UserError(f"{where}: an include after a binding would overwrite it; move includes to the top")
             yield from file_bindings(find_include(statement.filename, where))
@@ -216,6 +217,7 @@ def statements(text: str, name: str) -> Iterator[Any]:
         raise UserError(f"{name}: a bracket or quote is never closed; values are Python literals") from error
     except SyntaxError as error:
         reason = str(error.msg).strip().partition("\n")[0]
+        reason = "not a Python literal" if "malformed node" in reason else reason
         line = f" line {error.lineno}:" if error.lineno else ""
         shown = (error.text or text).strip().partition("\n")[0]
         raise UserError(
@@ -223,7 +225,9 @@ def statements(text: str, name: str) -> Iterator[Any]:
         ) from error
     except ValueError as error:  # a reference to an unknown or ambiguous name
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{name}: {reason}{nearest_configurable(reason)}") from error
+        hint = nearest_configurable(reason)
+        hint += "; a module of your own must be named in config.ROOMS" if hint.startswith("; known") else ""
+        raise UserError(f"{name}: {reason}{hint}") from error
 
 
 def nearest_configurable(reason: str) -> str:
@@ -424,19 +428,22 @@ def plain(value: Any) -> Any:
 
 
 def show(config: Config) -> str:
-    """Return the resolved, the defaulted and the unused values of a configuration, each a line."""
+    """Return the settings, the wiring, the defaulted and the unused values of a configuration, each a line."""
     construct(config, ROOT)
     bound = snapshot_lines(gin.config_str(max_line_length=LINE))
     used = snapshot_lines(gin.operative_config_str(max_line_length=LINE))
     unused = set(unused_keys())
     defaulted = {key for key in used if not bound.keys() & {key, key.rpartition("/")[2]}}
+    wiring = {key for key, value in bound.items() if isinstance(value, gin_config.ConfigurableReference)} - unused
 
     def lines(keys: set[str], values: dict[str, Any]) -> str:
-        return "".join(f"  {key} = {gin_config._format_value(values[key])}\n" for key in sorted(keys)) or "  none\n"
+        order = sorted(keys, key=lambda key: ("." in key, key))  # macros, which are what is changed, come first
+        return "".join(f"  {key} = {gin_config._format_value(values[key])}\n" for key in order) or "  none\n"
 
     return (
         f"{config.name}\n"
-        f"\nresolved: set in gin files or on the command line\n{lines(bound.keys() - unused, bound)}"
+        f"\nsettings: set in gin files or on the command line\n{lines(bound.keys() - unused - wiring, bound)}"
         f"\ndefaulted: not set, taken from the code\n{lines(defaulted, used)}"
+        f"\nwiring: which setting or component goes where\n{lines(wiring, bound)}"
         f"\nunused: set, but nothing uses it (training would stop here)\n{lines(unused, bound)}"
     )

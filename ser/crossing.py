@@ -54,7 +54,7 @@ def cross(
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
     if adapt:
         adapt_statistics(model, table)
-    predictions = predict(model.experiment, corpus, clips, progress, None, table.clips)
+    predictions = predict(model, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
     label = label_of(corpus, calm, adapt)
     about = about_run(model) | {

@@ -3,7 +3,7 @@
 import unicodedata
 from pathlib import Path
 
-from ser.errors import UserError, nearest
+from ser.errors import UserError
 from ser.files import read_csv
 from ser.labels import ALIASES, EMOTIONS
 
@@ -39,7 +39,9 @@ def read_clips(table: Path) -> dict[str, dict[str, str]]:
         word = row["emotion"].strip().lower()
         emotion = ALIASES.get(word, word)
         if emotion not in EMOTIONS:
-            raise UserError(f"{where}: emotion '{row['emotion']}' is unknown{nearest(word, [*EMOTIONS, *ALIASES])}")
+            raise UserError(
+                f"{where}: emotion '{row['emotion']}' is none of {', '.join(EMOTIONS)}; rename it, or leave the row out"
+            )
         parts[-1] = parts[-1].rpartition(".")[0] or parts[-1]
         name = "_".join(part for part in parts if part not in ("", "."))
         if len(name.encode()) > LONGEST_NAME:

@@ -74,7 +74,8 @@ def ensemble(
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
-        "test_scorings": max(metrics["test_scorings"] for metrics in every),
+        "test_scorings": 0,
+        "commits": sorted({commit for metrics in every for commit in metrics.get("commits", [])}),
         "temperature": temperature,
         "speaker_clips": about.get("speaker_clips"),
         **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
@@ -83,10 +84,23 @@ def ensemble(
     tempered = None if temperature is None else joined.tempered(temperature)
     if gone := set(joined.clips) - {clip.clip for clip in clips}:
         raise UserError(f"{about['corpus']}: clips that were scored are not at hand any more: {some(sorted(gone))}")
+    if about["part"] in ("test", "all"):
+        result["test_scorings"] = max(
+            scorings(folder, label, figures) for folder, figures in zip(folders, every, strict=True)
+        )
     folder = run / "eval" / label
     figures = evaluation.write_evaluation(folder, joined, result, clips, tempered)
     write_json(run / "ensemble.json", {"members": result["members"], "average": average, "weights": weights})
     return folder, figures
+
+
+def scorings(member: Path, label: str, figures: dict[str, Any]) -> int:
+    """Record that a member's answers to a test part were scored as part of an ensemble; return how often by now.
+
+    What has no run of its own, such as a cross-validation, also counts the scorings of those that it is made of.
+    """
+    own = (member / "run.gin").is_file()
+    return evaluation.count_scoring(member, label, "-ensemble") + (0 if own else figures["test_scorings"])
 
 
 def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predictions, dict[str, Any]]]]:

@@ -11,6 +11,7 @@ __all__ = ["UserError", "first_line", "nearest", "some", "tool"]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
+CLOSE = 0.65  # of what difflib calls similar: typing errors lie above it, other words of the field below
 HEARD_ONCE = 1.0  # seconds
 EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
 
@@ -20,9 +21,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'X'?"`` for the nearest of ``known`` names, or a list of a few of them."""
+    """Return ``"; did you mean 'X'?"`` for the nearest of ``known`` names, or a list of a few of them.
+
+    A name is near when it holds the whole of this one (``lr``: ``train/lr``), or differs from it by a typing error.
+    """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    longer = [each for each in names if each.endswith(f"/{name}") or each.startswith(f"{name}_")]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE) or longer
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {some(names, 12)}" if names else ""

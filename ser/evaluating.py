@@ -17,8 +17,8 @@ from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
-from ser.state import check_unchanged
-from ser.tracking import read_log
+from ser.state import check_made_with, check_unchanged
+from ser.tracking import commits, read_log
 from ser.votes import Votes, plurality
 
 __all__ = [
@@ -66,14 +66,14 @@ def evaluate(
         [clip for clip in every if clip.corpus == protocol.corpus] for every in (clips, protocol.members[part])
     )
     clips = [clip for clip in clips if clip.emotion]  # raters were at odds on the others; votes may still have taught
-    predictions = predict(model.experiment, protocol.corpus, clips, progress, speaker_clips, members)
+    predictions = predict(model, protocol.corpus, clips, progress, speaker_clips, members)
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
-    label = f"{protocol.corpus}-{protocol.scheme}-{part}"
+    what, how = f"{protocol.corpus}-{protocol.scheme}-{part}", ""
     if protocol.label_source != model.experiment.protocol.label_source:
-        label += f"-{protocol.label_source}"
+        how += f"-{protocol.label_source}"
     if speaker_clips is not None:
-        label += f"-speaker{speaker_clips}"
-    scorings = evaluation.count_scoring(model.run.folder, label) if part == "test" else 0
+        how += f"-speaker{speaker_clips}"
+    scorings = evaluation.count_scoring(model.run.folder, what, how) if part == "test" else 0
     about = about_run(model) | {
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
@@ -88,13 +88,13 @@ def evaluate(
         "speaker_clips": speaker_clips,
         "test_scorings": scorings,
     }
-    folder = model.run.folder / "eval" / label
+    folder = model.run.folder / "eval" / f"{what}{how}"
     tempered = None if model.temperature == 1 else predictions.tempered(model.temperature)
     return folder, evaluation.write_evaluation(folder, predictions, about, clips, tempered)
 
 
 def predict(
-    experiment: Experiment,
+    model: Trained,
     corpus: str,
     clips: Sequence[Clip],
     progress: bool,
@@ -102,21 +102,27 @@ def predict(
     company: Sequence[Clip],
     source: Source | None = None,
 ) -> Predictions:
-    """Run the model over clips of any corpus.
+    """Run a model over clips of any corpus.
 
     Args:
-        experiment: of the model.
+        model: that answers.
         corpus: of the clips.
         clips: to answer.
         progress: show a bar.
         speaker_clips: as of ``evaluate``.
         company: clips that, labelled or not, tell of their speakers.
         source: of the inputs; without it what the experiment reads.
+
+    Raises:
+        UserError: clips or features that are not at hand, or features made with other weights than the model learned
+            from.
     """
+    experiment = model.experiment
     features = experiment.features
     at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
     enrolled = company if at_inputs else None
     source = open_source(features, read_table(corpus)) if source is None else source
+    check_made_with(model.run.best, model.checkpoint, source.made_with)
     reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
@@ -144,13 +150,8 @@ def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip])
 
 def tags_of(model: Trained) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    protocol = model.experiment.protocol
-    dropped = ["clips-dropped"] if protocol.drop else []
-    normalised = ["speaker-normalised"] if normalises_by_speaker(model.experiment.model) else []
-    extra = [f"extra-{corpus}" for corpus in protocol.extra]
     begun = [f"begun-on-{corpus}" for corpus in model.began_on]
-    unfinished = [] if model.finished else ["unfinished"]
-    return [*protocol.tags, *extra, *begun, *normalised, *dropped, *unfinished]
+    return [*model.experiment.tags, *begun, *([] if model.finished else ["unfinished"])]
 
 
 def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
@@ -197,11 +198,8 @@ def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
     """Say whether what a ``metrics.json`` holds is of a finished run's best weights and of this version of ser."""
     if not isinstance(figures, dict) or "classes" not in figures or "unfinished" in figures["tags"]:
         return False
-    wanted = {
-        "checkpoint": {name: checkpoint["state"][name] for name in ("epoch", "step")},
-        "temperature": checkpoint.get("temperature", 1.0),
-    }
-    return all(figures.get(name) == value for name, value in wanted.items())
+    same = checkpoints.is_of(figures.get("checkpoint"), checkpoint)
+    return same and figures.get("temperature") == checkpoint.get("temperature", 1.0)
 
 
 def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
@@ -220,7 +218,8 @@ def about_run(model: Trained) -> dict[str, Any]:
         "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
         "hours": round(highest(log, "speed/hours") or 0.0, 4),
         "memory_gib": highest(log, "speed/memory_gib"),
-        "checkpoint": {"epoch": state["epoch"], "step": state["step"]},
+        "checkpoint": checkpoints.identity(model.checkpoint),
+        "commits": commits(model.run.folder),
         "temperature": model.temperature,
         "trained_on": model.experiment.protocol.describe()
         + (", validation speakers too" if model.experiment.hears_validation else "")

@@ -1,4 +1,4 @@
-"""Model x clips -> predictions -> figures; the one place where test figures are made."""
+"""Model x clips -> predictions -> figures; where evaluations are written and scorings of a test part counted."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from ser.layers import normalises_by_speaker
 from ser.metadata import Clip
 from ser.predictions import Predictions, write_predictions
 from ser.progress import progress as progress_bar
+from ser.reporting import title_of
 from ser.samplers import bucketed
 from ser.scoring import score
 from ser.speakers import SpeakerPool
@@ -109,20 +110,24 @@ def write_evaluation(
         raise UserError(f"{folder}: no clip to score")
     rows, gaps = subgroups(predictions, clips)
     result = {**score(predictions, tempered), "gaps": gaps, **about}
-    folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", predictions)
     write_csv(folder / "subgroups.csv", COLUMNS, rows)
-    fold = "" if about["fold"] is None else f" fold {about['fold']}"
-    title = f"{about['corpus']} {about['split_scheme']}{fold} {about['part']}: UAR {result['uar']:.3f}"
-    title = "\n".join([title, " ".join(about["tags"])]) if about["tags"] else title
+    title = plots.headed(about["run"], f"{title_of(about)}: UAR {result['uar']:.3f}", tags=about["tags"])
     plots.confusion(folder / "confusion.png", np.array(result["confusion"]), predictions.labels, title)
     plots.calibration(folder / "calibration.png", result, title)
     write_json(folder / "metrics.json", result)
     return result
 
 
-def count_scoring(run: Path, what: str) -> int:
-    """Record that ``what`` (a test part or another corpus) was scored with this run; return how often so far."""
+def count_scoring(run: Path, what: str, how: str = "") -> int:
+    """Record that a run was scored on ``what``; return how often so far, in whatever way.
+
+    Args:
+        run: folder of the run.
+        what: a test part or another corpus, such as ``ravdess-emobox6-test``.
+        how: what tells this way of scoring it from the plain one, such as ``-robustness``.
+    """
     path = run / "scorings.jsonl"
-    append_line(path, json.dumps({"scored": what}))
-    return path.read_text().splitlines().count(json.dumps({"scored": what}))
+    append_line(path, json.dumps({"scored": what + how}))
+    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))  # a line cut short counts, too
+    return sum(line.startswith(begins) for line in path.read_text().splitlines())

@@ -133,7 +133,13 @@ class Experiment:
             )
         masks = [type(op).__name__ for _, op in self.augment.of_kind("features")]
         if masks and self.model.takes != "frames":
-            raise UserError(f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}")
+            mend = (
+                "keep one layer, such as 'encoder/layers = [4]'" if self.model.takes == "layers" else "choose another"
+            )
+            raise UserError(
+                f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}; {mend}, or set "
+                "'Augmentation.operations = []'"
+            )
         self.check_loss()
         sound = [type(op).__name__ for kind in ("sound", "mix_sound") for _, op in self.augment.of_kind(kind)]
         if self.features.cached and sound:
@@ -141,6 +147,14 @@ class Experiment:
                 f"augment: {' and '.join(sound)} change sound, but Features.cached is True: stored features "
                 "are read; set 'Features.cached = False' or leave them out"
             )
+
+    @property
+    def tags(self) -> list[str]:
+        """What a reader must know of every figure of this experiment."""
+        protocol = self.protocol
+        normalised = ["speaker-normalised"] if normalises_by_speaker(self.model) else []
+        dropped = ["clips-dropped"] if protocol.drop else []
+        return [*protocol.tags, *(f"extra-{corpus}" for corpus in protocol.extra), *normalised, *dropped]
 
     @property
     def hears_validation(self) -> bool:

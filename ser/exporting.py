@@ -32,6 +32,7 @@ from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures
 from ser.pipeline import Pipeline
 from ser.runs import Trained, trained
+from ser.state import check_made_with
 
 __all__ = ["export", "exported", "int8", "onnx", "pipeline_of", "script", "write_index"]
 
@@ -162,7 +163,7 @@ def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
     write_text(folder / "model_card.md", model_card(model, parity, parameters))
     about = {
         "run": model.run.folder.name,
-        "checkpoint": {name: model.checkpoint["state"][name] for name in ("epoch", "step")},
+        "checkpoint": checkpoints.identity(model.checkpoint),
         "tags": tags_of(model),
     }
     write_index(folder, pipeline, about)
@@ -189,6 +190,7 @@ def pipeline_of(model: Trained) -> Pipeline:
     if isinstance(front_end, EncoderFeatures):
         front_end.packs, front_end.encoder = False, None
         front_end.pretrained.precision, front_end.pretrained.compile = "float32", False
+        check_made_with(model.run.best, model.checkpoint, front_end.made_with)
         encoder, _ = front_end.ready(torch.device("cpu"))
         del encoder.blocks[front_end.layers[-1] :]
     for module in classifier.modules():
@@ -362,8 +364,8 @@ def exported(name: str) -> Path:
     run = run_folder(name)
     folder = run / "export"
     if (folder / INDEX).is_file():
-        state = checkpoints.load(run / "checkpoints/best.pt")["state"]
-        same = read_index(folder).get("checkpoint") == {key: state[key] for key in ("epoch", "step")}
+        best = checkpoints.load(run / "checkpoints/best.pt")
+        same = checkpoints.is_of(read_index(folder).get("checkpoint"), best)
         made = (folder / INDEX).stat().st_mtime
         # The card tells of evaluations; of those made since it would not.
         later = [path for path in run.glob("eval/*/*.json") if path.stat().st_mtime > made]

@@ -5,7 +5,7 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class FeatureStore:
         check_spec(self.folder, index, features)
         if not index["complete"]:
             raise UserError(f"{self.folder}: extraction was interrupted; go on with: {self.command}")
+        self.made_with: dict[str, Any] = index.get("made_with") or {}
         self.files: dict[str, dict[str, Any]] = index["files"]
 
     def length(self, clip: Clip) -> int:
@@ -188,11 +189,21 @@ def check_spec(folder: Path, index: dict, features: Features) -> None:
     """Raise a UserError where a store was made otherwise than ``features`` says."""
     index = index if isinstance(index, dict) else {}
     made, asked = index.get("spec"), features.spec
-    if made != asked | {"front_end": asked["front_end"] | decided(index, features)}:
+    wanted = asked | {"front_end": asked["front_end"] | decided(index, features)}
+    if made != wanted:
         raise UserError(
-            f"{folder}: made otherwise: {json.dumps(made)}; asked for: {json.dumps(asked)}; "
-            "remove the folder, or give the new kind another name"
+            f"{folder}: made otherwise ({differing(made, wanted)}); give the new kind a name of its own, "
+            "'Features.name = \"NAME\"', or remove the folder if it is out of date"
         )
+
+
+def differing(made: Any, wanted: Mapping[str, Any]) -> str:
+    """Say where two specifications of features differ, as ``width: 64, now 128``."""
+    known = made if isinstance(made, dict) and isinstance(made.get("front_end"), dict) else {}
+    flat = [{**spec, **spec.get("front_end", {})} for spec in (known, wanted)]
+    names = [name for name in dict.fromkeys([*flat[1], *flat[0]]) if name != "front_end"]
+    then, now = ({name: json.dumps(spec.get(name)) for name in names} for spec in flat)
+    return ", ".join(f"{name}: {then[name]}, now {now[name]}" for name in names if then[name] != now[name])
 
 
 def decided(index: dict, features: Features) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ser.errors import UserError, nearest
+from ser.errors import UserError, nearest, some
 
 __all__ = [
     "PROJECT",
@@ -82,8 +82,11 @@ def run_folder(run: str, scored: bool = False) -> Path:
     else:
         folder = outputs / run if good(outputs / run) else Path(run).absolute()
     if not good(folder):
-        names = [path.name for path in outputs.iterdir() if good(path)] if outputs.is_dir() else []
-        raise UserError(f"{run}: no run of this name (a run folder holds run.gin){nearest(run, [*names, 'last'])}")
+        found = [path for path in outputs.iterdir() if good(path)] if outputs.is_dir() else []
+        names = [path.name for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
+        hint = nearest(run, [*names, "last"])
+        hint = f"; newest: {some(names)}" if names and hint.startswith("; known") else hint
+        raise UserError(f"{run}: no run of this name (a run folder holds run.gin){hint}")
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ser import config, evaluation, metrics
 from ser.errors import UserError
 from ser.evaluating import evaluated, highest, raters
-from ser.files import outputs_folder, read_json
+from ser.files import outputs_folder, read_json, write_text
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import pool, read_predictions
 from ser.runs import create, train
@@ -42,7 +42,10 @@ def cross_validate(
     first, head = create(config.load(experiment, [*overrides, "split/fold = 1"]))
     folds = first.protocol.split.folds
     if not folds:
-        raise UserError(f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that has")
+        raise UserError(
+            f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that "
+            "has, such as: 'split/scheme = \"kfold5\"' 'split/fold = 1'"
+        )
     if start := first.training.start:
         for fold in range(1, folds + 1):  # before any is trained: it may have heard the speakers of one of them
             read_start(start, replace(first.protocol, fold=fold))
@@ -86,12 +89,14 @@ def cross_validate(
         "raters": raters(protocol.votes, protocol.label_source, scored),
         "tags": ["pooled-folds", *results[0]["tags"]],
         "test_scorings": max(result["test_scorings"] for result in results),
+        "commits": sorted({commit for result in results for commit in result.get("commits", [])}),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [
             {"fold": number, "run": result["run"], **{name: result[name] for name in metrics.FIGURES}}
             for number, result in enumerate(results, start=1)
         ],
     }
+    write_text(cv_folder / "cv.gin", head.config)  # of the first fold: by it seeds of one setting find each other
     folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
     return folder, evaluation.write_evaluation(
         folder,

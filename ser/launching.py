@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER, UserError
-from ser.files import PROJECT
+from ser.files import PROJECT, cannot_write
 from ser.interrupts import stop_requests
 from ser.progress import cores
 
@@ -136,6 +137,19 @@ def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) ->
     return 0
 
 
+def opened(log: Path) -> IO[bytes]:
+    """Open a log to be written.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("wb")
+    except OSError as error:
+        raise cannot_write(log, error) from error
+
+
 def start(experiment: str, work: Work, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
     """Start a training; ``slot`` of ``jobs`` has GPUs and cores of its own."""
     launch = [str(PROJECT / "tools/launch.py"), str(gpus)] if gpus > 1 else []
@@ -146,6 +160,5 @@ def start(experiment: str, work: Work, gpus: int, slot: int, jobs: int) -> subpr
         chosen = [names[(slot * gpus + place) % len(names)] for place in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     command = [sys.executable, *launch, str(PROJECT / "tools/train.py"), experiment, *work.overrides]
-    work.log.parent.mkdir(parents=True, exist_ok=True)
-    with work.log.open("wb") as file:
+    with opened(work.log) as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)

@@ -125,7 +125,8 @@ class Record:
 
     Args:
         name: of the step.
-        commands: their words for `just`, runs of other steps by their names. A record of other commands is void.
+        commands: their words for `just`, runs of other steps by their names. A record of other commands is void; how
+            many processes share the work may change.
 
     Attributes:
         through: commands that went through.
@@ -140,7 +141,7 @@ class Record:
         try:
             known = read_json(self.path) if self.path.is_file() else {}
             through, hours, run = int(known["through"]), float(known["hours"]), str(known["run"])
-            same = known["commands"] == commands and 0 < through <= len(commands)
+            same = [*map(task, known["commands"])] == [*map(task, commands)] and 0 < through <= len(commands)
         except (UserError, KeyError, TypeError, ValueError):
             return  # none, or damaged: the step is done anew
         if same and (not run or (outputs_folder() / run).is_dir()):
@@ -191,6 +192,11 @@ def prepared(command: str, runs: dict[str, str], options: Options) -> list[str]:
     variables += ["allow_missing=1"] if options.allow_missing and recipe == "prepare" else []
     overrides = options.extra(words[words.index(recipe) :]) if recipe in GIN_RECIPES else ()
     return [*variables, *words, *overrides]
+
+
+def task(words: Sequence[str]) -> list[str]:
+    """Return what a command does, without how many processes and folds share it."""
+    return [word for word in words if not word.startswith(("gpus=", "jobs="))]
 
 
 def recipe_of(words: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "calibration",
     "confusion",
     "curves",
+    "headed",
     "histogram",
     "layers",
     "robustness",
@@ -94,6 +95,11 @@ def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     save(drawing, path)
 
 
+def headed(*lines: str, tags: Sequence[str]) -> str:
+    """Return a title of some lines, and below them the tags that no picture of figures may lack."""
+    return "\n".join([*lines, *([" ".join(tags)] if tags else [])])
+
+
 def across(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw UAR across corpora with its interval, a line for each run and corpus, adapted ones beside.
 
@@ -101,12 +107,17 @@ def across(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         path: of the PNG.
         rows: of ``crossing.matrix``.
     """
-    names = list(dict.fromkeys(f"{row['run']} on {row['corpus']}" for row in rows))
+    told = {"cross-corpus", "transductive"}  # tags that the picture itself says
+    shown = [
+        headed(f"{row['run']} on {row['corpus']}", tags=[tag for tag in row["tags"].split() if tag not in told])
+        for row in rows
+    ]
+    names = list(dict.fromkeys(shown))
     drawing, (ax,) = figure(8, 1.2 + 0.42 * len(names))
     kinds = (("as trained", False, BLUE, -0.13), ("adapted: transductive", True, ORANGE, 0.13))
     for label, adapted, color, shift in kinds:
         own = [row for row in rows if row["adapted"] == adapted]
-        places = [names.index(f"{row['run']} on {row['corpus']}") + shift for row in own]
+        places = [names.index(name) + shift for name, row in zip(shown, rows, strict=True) if row["adapted"] == adapted]
         for prefix, marker, word in (("", "o", ""), ("strict_", "x", ", strict")):
             uar = [row[f"{prefix}uar"] for row in own]
             ax.plot(uar, places, color=color, marker=marker, ms=5, ls="", label=f"{label}{word}")
@@ -163,18 +174,32 @@ def curves(path: Path, log: Sequence[Mapping[str, Any]], title: str) -> None:
     epochs = [line["epoch"] for line in lines]
     drawing, (left, right) = figure(9, 3.4, columns=2)
     marker = "o" if len(lines) < 30 else None
-    left.plot(epochs, [line["epoch/train_loss"] for line in lines], color=GREY, marker=marker, ms=3, label="training")
+    left.plot(
+        epochs,
+        [line.get("epoch/train_loss", np.nan) for line in lines],
+        color=GREY,
+        marker=marker,
+        ms=3,
+        label="training",
+    )
     left.set_ylabel("loss (nats)")
     axes = [left]
     if validated := all("val/uar" in line for line in lines):
-        left.plot(epochs, [line["val/loss"] for line in lines], color=BLUE, marker=marker, ms=3, label="validation")
+        left.plot(
+            epochs,
+            [line.get("val/loss", np.nan) for line in lines],
+            color=BLUE,
+            marker=marker,
+            ms=3,
+            label="validation",
+        )
         uar = [line["val/uar"] for line in lines]
         right.plot(epochs, uar, color=BLUE, marker=marker, ms=3, label="UAR")
         right.plot(epochs, [line["val/wa"] for line in lines], color=ORANGE, lw=1, label="WA")
         best = int(np.argmax(uar))
         right.annotate(
-            f"best {uar[best]:.3f}", (epochs[best], uar[best]), xytext=(0, 6), textcoords="offset points", ha="center",
-            fontsize=8, color=BLUE,
+            f"highest {uar[best]:.3f}", (epochs[best], uar[best]), xytext=(0, 6), textcoords="offset points",
+            ha="center", fontsize=8, color=BLUE,
         )  # fmt: skip
         right.set_ylim(0, 1)
         right.set_ylabel("validation")

@@ -14,7 +14,7 @@ from ser.files import read_csv, read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import TITLES, estimate, gap_text, licence_of, with_interval
+from ser.reporting import TITLES, estimate, gap_text, licence_of, temperature_of, title_of, with_interval
 from ser.robustness import estimate_of, shown_value
 from ser.subgroups import COLUMNS
 
@@ -72,21 +72,13 @@ def headline(metrics: dict[str, Any]) -> str:
     )
 
 
-def title_of(metrics: dict[str, Any]) -> str:
-    """Name an evaluation for people."""
-    if metrics["split_scheme"] == "none":
-        return f"{metrics['corpus']}, another corpus"
-    fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
-    part = {"test": "test speakers", "val": "validation speakers"}.get(metrics["part"], metrics["part"])
-    return f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
-
-
 def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
     """Return the parts of one evaluation."""
     figures = [(title, with_interval(metrics, name)) for name, title in TITLES.items()]
     if after := metrics.get("calibrated"):
         figures += [
-            (f"{TITLES[name]}, after temperature", with_interval(after, name)) for name in ("nll", "brier", "ece")
+            (f"{TITLES[name]}, with {temperature_of(metrics)}", with_interval(after, name))
+            for name in ("nll", "brier", "ece")
         ]
     if strict := metrics.get("strict"):
         figures += [(f"{TITLES[name]}, strict", with_interval(strict, name)) for name in ("uar", "wa")]
@@ -219,9 +211,8 @@ def trained(folder: Path) -> list[str]:
         return []
     checkpoint = checkpoints.load(path)
     state, encoder = checkpoint["state"], checkpoint.get("encoder")
-    facts = [
-        f"best at epoch {state['epoch']}, step {state['step']}; trained on {len(checkpoint['train_speakers'])} speakers"
-    ]
+    speakers = len(checkpoint["train_speakers"])
+    facts = [f"weights of epoch {state['epoch']}, step {state['step']}; trained on {speakers} speakers"]
     if "temperature" in checkpoint:
         facts.append(f"temperature {checkpoint['temperature']:.3f}")
     if encoder:

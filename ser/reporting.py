@@ -1,6 +1,6 @@
 """What an evaluation prints, and how figures and tables are put into words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ __all__ = [
     "evaluation",
     "gap_text",
     "licence_of",
+    "p_text",
+    "temperature_of",
+    "title_of",
     "with_interval",
 ]
 
@@ -26,9 +29,7 @@ FILES = ("metrics.json", "predictions.csv", "subgroups.csv", "confusion.png", "c
 
 def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
     """Return the figures of a ``metrics.json`` for people, and where its files lie."""
-    fold = "" if metrics["fold"] is None else f" fold {metrics['fold']}"
-    tags = "".join(f"  [{tag}]" for tag in metrics["tags"])
-    head = f"{metrics['run']}: {metrics['corpus']} {metrics['split_scheme']}{fold}, {metrics['part']}{tags}"
+    head = f"{metrics['run']}: {title_of(metrics)}" + "".join(f"  [{tag}]" for tag in metrics["tags"])
     rows = [(title, with_interval(metrics, name)) for name, title in TITLES.items()]
     rows.append(("", metrics.get("ci95_reason") or "95 % intervals over speakers; not over training seeds"))
     if strict := metrics.get("strict"):
@@ -46,17 +47,39 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
         rows.append(("absent", f"no clip of {', '.join(metrics['absent'])}: left out of UAR"))
     if after := metrics.get("calibrated"):
         figures = ", ".join(f"{TITLES[name]} {metrics[name]:.3f} -> {after[name]:.3f}" for name in ("nll", "ece"))
-        rows.append(("calibration", f"{figures} with the temperature that validation gave"))
+        rows.append(("calibration", f"{figures} with {temperature_of(metrics)}"))
     for grouping, gap in metrics["gaps"].items():
         rows.append((f"by {grouping}", gap_text(gap)))
-    if clips := metrics.get("speaker_clips"):
-        rows.append(("speakers", f"normalised by {clips} of their clips, the scored one among them"))
+    if len(commits := metrics.get("commits") or []) > 1:
+        rows.append(("code", f"trained by different versions of it: {', '.join(commit[:7] for commit in commits)}"))
     missing = f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""
     labels = f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}"
     rows.append(("scored", f"{metrics['n_clips']} clips, {metrics['n_speakers']} speakers{missing}; {labels}"))
     rows.append(("split", f"{metrics['split_sha256'][:12]}; test scorings {metrics['test_scorings']}"))
     lines = [f"  {name:<13}{text}" for name, text in rows]
     return "\n".join([head, *lines, *(str(folder / name) for name in FILES)])
+
+
+def title_of(metrics: Mapping[str, Any]) -> str:
+    """Name an evaluation for people: what was scored, and all that tells it from another of the same run."""
+    if metrics["split_scheme"] == "none":
+        name = f"{metrics['corpus']}, another corpus, calm {metrics['calm_policy']}"
+    else:
+        fold = f" fold {metrics['fold']}" if metrics["fold"] else ""
+        part = {"test": "test part", "val": "validation part"}.get(metrics["part"], metrics["part"])
+        name = f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
+    if metrics["label_source"] != metrics["trained_labels"]:
+        name += f", labels {metrics['label_source']}"
+    if clips := metrics.get("speaker_clips"):
+        name += f", normalised by {clips} clip{'s' if clips > 1 else ''} of each speaker, the scored one among them"
+    return name
+
+
+def temperature_of(metrics: Mapping[str, Any]) -> str:
+    """Say which temperature the calibrated figures of an evaluation are of."""
+    return (
+        "the temperature, fitted on these very clips" if metrics["part"] == "val" else "the temperature of validation"
+    )
 
 
 def with_interval(figures: dict[str, Any], name: str) -> str:
@@ -69,6 +92,11 @@ def estimate(value: float, interval: Sequence[float | None] | None, sign: str = 
     if not interval or interval[0] is None:
         return f"{value:{sign}.3f}"
     return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value for people: ``0.034``, ``< 0.001``, or a dash where there is none."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def gap_text(gap: dict[str, Any]) -> str:

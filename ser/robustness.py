@@ -133,6 +133,7 @@ class Distorted:
         self.sound, self.features, self.distort = sound, features, distort
         self.place, self.others = place, others
         self.time_axis = features.time_axis
+        self.made_with = features.front_end.made_with if features.cached else {}
         self.done: dict[str, tuple[Tensor, int]] = {}
 
     def length(self, clip: Clip) -> int:
@@ -211,7 +212,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     def answer(distort: Distortion | None, place: int) -> Predictions:
         source = Distorted(sound, features, distort, place, others)
         source.prepare(protocol.members[part])
-        return predict(model.experiment, protocol.corpus, clips, False, None, protocol.members[part], source)
+        return predict(model, protocol.corpus, clips, False, None, protocol.members[part], source)
 
     conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
     clean = answer(None, 0)
@@ -221,18 +222,17 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     ):
         rows.append(row_of(kind, value, clean, answer(distort, place)))
     if part == "test":
-        count_scoring(model.run.folder, f"{folder.name}-robustness")
-    folder.mkdir(parents=True, exist_ok=True)
+        count_scoring(model.run.folder, folder.name, "-robustness")
     write_csv(folder / "robustness.csv", COLUMNS, rows)
     about = about_run(model)
     tags = tags_of(model)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
-    facts["tags"] = tags
+    facts |= {"tags": tags, "clips_missing": protocol.table.missing}
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
     plots.robustness(
         folder / "robustness.png",
         rows,
-        " ".join([f"{model.run.folder.name}\n{folder.name}, {len(clips)} clips", *tags]),
+        plots.headed(model.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
     )
     return folder, rows
 

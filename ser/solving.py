@@ -58,5 +58,5 @@ def solve(
         model.solve(both, setup.weights, best)
         save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)
-    plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
+    plots.curves(run.folder / "curves.png", read_log(run.folder), plots.headed(run.folder.name, tags=experiment.tags))
     tracker.close()

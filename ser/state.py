@@ -1,6 +1,7 @@
 """Where a run stands: saved whole, restored exactly, and only over the data and settings that it began with."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ser.predictions import Predictions
 from ser.protocol import Protocol
 from ser.workbench import Setup
 
-__all__ = ["State", "check_unchanged", "epoch_values", "is_finished", "restore", "save"]
+__all__ = ["State", "check_made_with", "check_unchanged", "epoch_values", "is_finished", "restore", "save"]
 
 
 @dataclass
@@ -125,6 +126,7 @@ def save(
         return
     protocol, encoder = experiment.protocol, setup.model.encoder
     content: dict[str, Any] = {
+        "features": setup.reader.source.made_with,
         "model": kept(setup.model) if resumable or setup.averaged is None else setup.averaged.values,
         "encoder": None if encoder is None else encoder.facts,
         "config": run.config,
@@ -203,6 +205,16 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             )
 
 
+def check_made_with(path: Path, checkpoint: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """Raise a UserError where features were made with other weights of an encoder than those a model learned from."""
+    before = checkpoint.get("features") or {}
+    if before and made_with and made_with != before:
+        raise UserError(
+            f"{path}: learned from features made with the weights {before}, these are of {dict(made_with)}; bring the "
+            "old encoder back, or train again"
+        )
+
+
 def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.GradScaler) -> State:  # type: ignore[name-defined]
     """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them.
 
@@ -213,6 +225,7 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
     if content["format"] < checkpoints.FORMAT:
         raise UserError(f"{run.last}: begun by an earlier ser, which cannot be resumed; remove the folder, train again")
     check_unchanged(run, experiment, content, run.last)
+    check_made_with(run.last, content, setup.reader.source.made_with)
     checkpoints.restore(setup.model, content["model"], run.last)
     setup.optimizer.load_state_dict(content["optimizer"])
     if setup.averaged is not None:

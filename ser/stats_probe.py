@@ -4,7 +4,7 @@ Shapes: B clips, L layers, D features of a layer, C classes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class StatsProbe(Solvable):
         prior: clips that the corpus weighs as much as, against those of a speaker.
         solver: ``closed_form``: scikit-learn's logistic regression, at once; ``loop``: by steps, as any model.
         strengths: values of its C (inverse strength of the L2 penalty) to try; validation speakers choose.
+        wccn: how much less a direction counts in which clips of one speaker and one emotion differ, 0 for not: one
+            along which their variance is v times the mean is scaled by 1 / sqrt(1 + wccn v), within-class covariance
+            normalisation (Hatch, Kajarekar and Stolcke 2006) with speaker and emotion as the class. Copies are
+            such clips, too.
         refit: solve again on training and validation parts together with the C that was chosen. Validation
             figures of the run are those before.
         dropout: on the features, in the loop.
@@ -51,6 +55,7 @@ class StatsProbe(Solvable):
         prior: float = 1.0,
         solver: str = "closed_form",
         strengths: Sequence[float] = (0.01,),
+        wccn: float = 0.0,
         refit: bool = False,
         dropout: float = 0.0,
     ):
@@ -65,6 +70,8 @@ class StatsProbe(Solvable):
             raise UserError("StatsProbe: weights of layers are learned in the loop; set 'stats/solver = \"loop\"'")
         if not strengths or min(strengths) <= 0:
             raise UserError(f"StatsProbe.strengths is {list(strengths)}; expected one value or more, all above 0")
+        if not wccn >= 0 or (wccn and solver != "closed_form"):
+            raise UserError(f"StatsProbe.wccn is {wccn}; expected 0 or more, and the solver closed_form")
         self.labels = tuple(labels)
         self.input_shape = (layers, 2 * width)
         self.norm = InputNorm(self.input_shape, normalisation, prior)
@@ -73,6 +80,8 @@ class StatsProbe(Solvable):
         self.head = nn.Linear(2 * width * (1 if self.sum else layers), len(self.labels))
         self.solves = solver == "closed_form"
         self.strengths = tuple(strengths)
+        self.wccn = wccn
+        self.scaled: tuple[Batch, np.ndarray] | None = None
         self.refit = refit and self.solves
 
     def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
@@ -90,11 +99,43 @@ class StatsProbe(Solvable):
         x = self.embed(batch.inputs, batch.lengths, batch.speakers).cpu().double().numpy()
         rows, classes = batch.targets.cpu().nonzero(as_tuple=True)
         shares = (batch.targets.cpu()[rows, classes] * weights.cpu()[classes]).numpy()
+        scaling = self.scaling(x, batch) if self.wccn else None
+        x = x if scaling is None else x @ scaling
         known, coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)
+        coefficients = coefficients if scaling is None else coefficients @ scaling.T
         self.head.weight.zero_()
         self.head.bias.fill_(NEVER)
         self.head.weight[known] = torch.from_numpy(coefficients).to(self.head.weight)
         self.head.bias[known] = torch.from_numpy(intercepts).to(self.head.bias)
+
+    def scaling(self, x: np.ndarray, batch: Batch) -> np.ndarray:
+        """Return ``within_class_scaling`` of a batch's features; that of the last batch is kept for other strengths."""
+        if self.scaled is None or self.scaled[0] is not batch:
+            speakers = (clip.speaker for clip in batch.clips)
+            groups = list(zip(speakers, batch.targets.argmax(1).tolist(), strict=True))
+            self.scaled = (batch, within_class_scaling(x, groups, self.wccn))
+        return self.scaled[1]
+
+
+def within_class_scaling(x: np.ndarray, groups: Sequence[Hashable], wccn: float) -> np.ndarray:
+    """Return the matrix [F, K] that scales features down along what differs within groups, see ``StatsProbe``.
+
+    Args:
+        x: float [N, F].
+        groups: of each row, such as its speaker and emotion.
+        wccn: how much.
+    """
+    basis = np.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [F, N]: all that N rows can tell of
+    rest = x.copy() if basis is None else x @ basis
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    place = np.array([numbers[group] for group in groups])
+    sums = np.zeros((len(numbers), rest.shape[1]))
+    np.add.at(sums, place, rest)
+    rest -= (sums / np.bincount(place)[:, None])[place]
+    values, vectors = np.linalg.eigh(rest.T @ rest)
+    mean = values.sum() / x.shape[1]
+    scaled = vectors / np.sqrt(1 + wccn * values.clip(0) / max(mean, 1e-12))
+    return scaled if basis is None else basis @ scaled
 
 
 def logistic_regression(

@@ -12,14 +12,15 @@ from ser import metrics, stats
 from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
-from ser.reporting import aligned, estimate
+from ser.reporting import aligned, estimate, title_of
 from ser.scoring import interval_reason, sums_of
 
 __all__ = ["COLUMNS", "cells", "collect", "seeds_table", "table", "write"]
 
 SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
-    "run", "evaluation", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "model",
+    "run", "evaluation", "corpus", "split_scheme", "fold", "part", "label_source", "trained_labels", "speaker_clips",
+    "model",
     "parameters_trained", "parameters_total", "hours", "memory_gib",
     *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")), "n_clips", "n_speakers",
     "strict_uar", "strict_wa", "calm_policy", "clips_missing", "tags", "split_sha256", "test_scorings",
@@ -40,7 +41,7 @@ def collect(outputs: Path) -> list[dict[str, Any]]:
 def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one ``metrics.json``."""
     row = {column: evaluation.get(column) for column in COLUMNS}
-    for column in ("corpus", "split_scheme", "part", "label_source"):
+    for column in ("corpus", "split_scheme", "part", "label_source", "trained_labels"):
         row[column] = str(evaluation[column])
     row["run"], row["evaluation"] = path.parents[2].name, path.parent.name
     for name in SHOWN:
@@ -71,17 +72,25 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
     ``ci95`` is of the mean over seeds, speakers resampled for all seeds alike: what is left of the choice of
     speakers when that of the seed is averaged out.
     """
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for row in rows:
+    groups: dict[tuple[str, str], dict[str, Path]] = {}
+    for row in sorted(rows, key=lambda row: row["run"]):
         folder = outputs / row["run"]
-        if (folder / "run.gin").is_file() and not {"unfinished", "speakers-seen"} & set(row["tags"].split()):
-            lines = (folder / "run.gin").read_text().splitlines()
-            config = "\n".join(line for line in lines if not line.startswith("seed = "))
-            groups.setdefault((config, row["evaluation"]), []).append(folder / "eval" / row["evaluation"])
+        config = next((path for path in (folder / "run.gin", folder / "cv.gin") if path.is_file()), None)
+        if config and not {"unfinished", "speakers-seen"} & set(row["tags"].split()):
+            lines = config.read_text().splitlines()
+            seed = next((line for line in lines if line.startswith("seed = ")), "")
+            kind = "\n".join(line for line in lines if not line.startswith("seed = "))
+            group = groups.setdefault((kind, row["evaluation"]), {})
+            if seed in group:
+                print(
+                    f"left out: {row['run']}: a copy of {group[seed].parents[1].name}, no further seed", file=sys.stderr
+                )
+            else:
+                group[seed] = folder / "eval" / row["evaluation"]
     tags = {(row["run"], row["evaluation"]): row["tags"] for row in rows}
     found = []
-    for (_, label), folders in sorted(groups.items(), key=lambda group: (group[0][1], str(group[1][0]))):
-        paths = sorted(folder / "predictions.csv" for folder in folders)
+    for (_, label), group in sorted(groups.items(), key=lambda each: (each[0][1], str(sorted(each[1].values())[0]))):
+        paths = sorted(folder / "predictions.csv" for folder in group.values())
         if len(paths) < 2:
             continue
         try:
@@ -134,23 +143,16 @@ def number(value: Any) -> Any:
 def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return header and rows as text, figures with their intervals."""
     header = (
-        "run", "corpus", "scheme", "part", "labels", "UAR", "strict UAR", "WA", "macro-F1", "clips", "speakers", "tags",
+        "run", "scored on", "UAR", "strict UAR", "WA", "macro-F1", "clips", "missing", "speakers", "scorings", "tags",
     )  # fmt: skip
     lines: list[tuple[str, ...]] = [header]
     for row in rows:
-        fold = "" if row["fold"] is None else f" fold {row['fold']}"
-        calm = f", calm {row['calm_policy']}" if row["calm_policy"] else ""
         uar, wa, macro_f1 = (
             estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"])) for name in ("uar", "wa", "macro_f1")
         )
         strict = "" if row["strict_uar"] is None else f"{row['strict_uar']:.3f}"
-        lines.append(
-            (
-                row["run"], row["corpus"], f"{row['split_scheme']}{fold}", f"{row['part']}{calm}", row["label_source"],
-                uar, strict, wa, macro_f1,
-                str(row["n_clips"]), str(row["n_speakers"]), row["tags"],
-            )
-        )  # fmt: skip
+        counts = (str(row[name] or 0) for name in ("n_clips", "clips_missing", "n_speakers", "test_scorings"))
+        lines.append((row["run"], title_of(row), uar, strict, wa, macro_f1, *counts, row["tags"]))
     return lines
 
 

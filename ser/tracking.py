@@ -18,10 +18,10 @@ import numpy as np
 from ser import plots
 from ser.dist import is_main
 from ser.errors import UserError, nearest
-from ser.files import PROJECT, append_line, write_text
+from ser.files import PROJECT, append_line, read_json, write_text
 from ser.progress import cores
 
-__all__ = ["Tracker", "Tracking", "environment"]
+__all__ = ["Tracker", "Tracking", "commits", "environment"]
 
 FINISH_SECONDS = 120  # that W&B may take at the end to bring what it has left
 WANDB_MODES = ("auto", "online", "offline", "off")
@@ -52,16 +52,26 @@ class Tracking:
         if self.every < 1:
             raise UserError(f"Tracking.every is {self.every}; expected a number of steps from 1")
 
-    def open(self, folder: Path, settings: dict[str, Any], group: str) -> "Tracker":
-        """Start tracking a run in ``folder``; ``settings`` are its resolved bindings as typed values."""
-        return Tracker(self, folder, settings, group)
+    def open(self, folder: Path, settings: dict[str, Any], group: str, tags: Sequence[str] = ()) -> "Tracker":
+        """Start tracking a run in ``folder``.
+
+        Args:
+            folder: of the run.
+            settings: its resolved bindings as typed values.
+            group: of runs, such as the folds of an experiment.
+            tags: what a reader must know of every figure of it.
+        """
+        return Tracker(self, folder, settings, group, tags)
 
 
 class Tracker:
     """Writes ``log.jsonl`` and, when asked, mirrors it to W&B, which may fail without harm to the training."""
 
-    def __init__(self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str):
+    def __init__(
+        self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, tags: Sequence[str] = ()
+    ):
         self.path = folder / "log.jsonl"
+        self.tags = list(tags)
         self.run: Any = None
         self.kept: Path | None = None  # where W&B keeps what is not uploaded yet
         mode = wandb_mode(tracking.wandb)
@@ -77,7 +87,7 @@ class Tracker:
 
             self.run = wandb.init(
                 project=tracking.project, name=folder.name, id=folder.name, group=group, dir=folder, config=settings,
-                mode=mode, resume="allow" if mode == "online" else None,
+                tags=self.tags or None, mode=mode, resume="allow" if mode == "online" else None,
                 settings=wandb.Settings(
                     init_timeout=30, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True, console="off"
                 ),
@@ -166,6 +176,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def commits(run: Path) -> list[str]:
+    """Return the git commits of the code that trained a run, each once; empty where none is known."""
+    try:
+        sessions = read_json(run / "environment.json")["sessions"]
+        return sorted({session["git"]["commit"] for session in sessions if session["git"]["commit"]})
+    except (UserError, KeyError, TypeError):
+        return []
 
 
 def environment() -> dict[str, Any]:

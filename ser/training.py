@@ -44,7 +44,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     state = State(start=setup.start)
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
-    tracker = experiment.tracking.open(run.folder, run.settings, run.group)
+    title = plots.headed(run.folder.name, tags=experiment.tags)
+    tracker = experiment.tracking.open(run.folder, run.settings, run.group, experiment.tags)
     tracker.rewind(state.step, state.epoch)
     if not resume:
         dist.seed_everything(seed + dist.rank())
@@ -106,7 +107,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                 save(run.best, experiment, run, state, setup, validated=predictions)
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():
-                plots.curves(run.folder / "curves.png", read_log(run.folder), run.folder.name)
+                plots.curves(run.folder / "curves.png", read_log(run.folder), title)
             if dist.gathered(stop.signal) != [0] * dist.world_size() and not state.finished:
                 tracker.close()
                 raise Interrupted(f"stopped after epoch {state.epoch}; {how_to_go_on(run)}", stop.status)

@@ -143,6 +143,11 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     check_parts(experiment)
     train, validation = protocol.part("train"), protocol.part("val")
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
+    if any(copy.source.made_with != reader.source.made_with for copy in copies):
+        raise UserError(
+            "the clips' features and those of their copies were made with different weights of the encoder; extract "
+            "them again together, after removing the old stores"
+        )
     check_labels([*train, *validation], reader.labels)
     if experiment.training.with_validation:
         train, validation = experiment.heard, []

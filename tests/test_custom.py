@@ -97,7 +97,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path, run_here):
     [
         ("file,label\na.wav,happy\n", "line 1: the header lacks"),
         ("path,emotion\n", "no row below the header"),
-        ("path,emotion\na.wav,hapy\n", "line 2: emotion 'hapy' is unknown; did you mean 'happy'?"),
+        ("path,emotion\na.wav,hapy\n", "line 2: emotion 'hapy' is none of angry, calm, disgust"),
         ("path,emotion\na.wav,happy\n../b.wav,sad\n", "line 3: path '../b.wav'; expected one below"),
         ("path,emotion\n/etc/a.wav,happy\n", "expected one below the folder"),
         ("path,emotion\n,happy\n", "line 2: path ''"),

@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
@@ -87,3 +88,115 @@ def test_imports_cost_nothing_that_is_not_used(code, absent):
     check = f"{code}\nimport sys\nprint([name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=PROJECT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def parsed(room: str) -> ast.Module:
+    return ast.parse((PROJECT / "ser" / f"{room}.py").read_text())
+
+
+def test_wandb_is_met_in_tracking_alone_and_asked_for_nothing_that_sends_files():
+    texts = {path.stem: path.read_text() for folder in ("ser", "tools") for path in (PROJECT / folder).glob("*.py")}
+    imports = {
+        (room, ast.unparse(node))
+        for room, text in texts.items()
+        if "wandb" in text
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert {line for line in imports if re.search(r"\bwandb\b", line[1])} == {("tracking", "import wandb")}
+    asked: dict[str, set[str]] = {"wandb": set(), "run": set()}
+    for node in ast.walk(parsed("tracking")):
+        if isinstance(node, ast.Attribute) and (owner := ast.unparse(node.value).removeprefix("self.")) in asked:
+            asked[owner].add(node.attr)
+    assert asked["wandb"] == {"init", "Settings", "Image"}
+    assert asked["run"] == {"define_metric", "dir", "finish", "log"}
+    sending = r"\.(?:Audio|Artifact|log_artifact|link_artifact|log_code|log_model)\b"
+    assert not [room for room, text in texts.items() if re.search(sending, text)]
+
+
+IN_PARTS = {  # the rooms and functions that open a file to write it other than by ser/files.py, and why they may
+    ("benchmarks", "data_phase"): "a table in a folder that goes with the benchmark",
+    ("exporting", "onnx"): "in a folder that gets its name once it is whole",
+    ("exporting", "pt2"): "in a folder that gets its name once it is whole",
+    ("fetching", "receive"): "a .part file, which gets its name once it is whole",
+    ("launching", "opened"): "the log of a training",
+    ("planning", "advance"): "the log of a step",
+    ("planning", "execute"): "the log of a step",
+}
+WRITERS = {  # functions that write what they are given: where among their arguments the file or its path stands
+    "np.save": 0, "np.savetxt": 0, "np.savez": 0, "np.savez_compressed": 0, "soundfile.write": 0, "torch.save": 1,
+    "torch.jit.save": 1, "torch.export.save": 1, "torch.onnx.export": 2, "torchaudio.save": 0,
+}  # fmt: skip
+METHODS = ("savefig", "tofile")  # whose first argument is the file or its path
+
+
+def calls_by_function(tree: ast.AST, function: str = "", handed: frozenset = frozenset()) -> Iterator[tuple]:
+    """Yield each call, the function of a room that it stands in, and what inner functions are handed there."""
+    for node in ast.iter_child_nodes(tree):
+        outer, known = function, handed
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            if function:
+                known = handed | {argument.arg for argument in node.args.args}
+            elif isinstance(node, ast.FunctionDef):
+                outer = node.name
+        if isinstance(node, ast.Call):
+            yield node, outer, known
+        yield from calls_by_function(node, outer, known)
+
+
+def mode_of(call: ast.Call, place: int) -> str:
+    """Return the mode of a call that opens a file; one that is computed counts as writing."""
+    given = [word.value for word in call.keywords if word.arg == "mode"] or call.args[place : place + 1]
+    return "r" if not given else given[0].value if isinstance(given[0], ast.Constant) else "w"
+
+
+def written_in_parts(tree: ast.Module) -> set[str]:
+    """Return the functions that open a path to write it, or let a library do so; a buffer in memory is no path."""
+    buffers = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value) in ("io.BytesIO()", "io.StringIO()")
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = set()
+    for call, function, handed in calls_by_function(tree):
+        name = ast.unparse(call.func)
+        method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        if name in ("open", "io.open", "os.fdopen", "gzip.open", "bz2.open", "zipfile.ZipFile", "tarfile.open"):
+            writes = bool(set(mode_of(call, 1)) & set("wxa+"))
+        elif method == "open":
+            mode = mode_of(call, 0) if call.keywords or isinstance((*call.args, None)[0], ast.Constant) else "r"
+            writes = set(mode) <= set("rwxabt+") and bool(set(mode) & set("wxa+"))
+        elif method in ("write_text", "write_bytes"):
+            writes = name.rpartition(".")[0] != "files"
+        elif name in WRITERS or method in METHODS:
+            place = WRITERS.get(name, 0)
+            target = ast.unparse(call.args[place]) if len(call.args) > place else "a keyword"
+            writes = target not in buffers | handed
+        else:
+            continue
+        if writes:
+            found.add(function)
+    return found
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "files"])
+def test_files_are_written_whole(room):
+    assert written_in_parts(parsed(room)) == {function for owner, function in IN_PARTS if owner == room}
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("open(path, 'w')", True), ("open(path, mode='ab')", True), ("open(path, how)", True), ("open(path)", False),
+        ("open(path, 'rb')", False), ("path.open('x')", True), ("path.open()", False), ("zipped.open(entry)", False),
+        ("path.write_text('')", True), ("(path / 'a').write_bytes(b'')", True), ("write_text(path, '')", False),
+        ("files.write_text(path, '')", False), ("np.save(path, x)", True), ("np.savez(path, x=x)", True),
+        ("torch.save(x, path)", True), ("buffer = io.BytesIO(); torch.save(x, buffer)", False),
+        ("soundfile.write(path, x, 16000)", True), ("figure.savefig(path)", True),
+        ("write_atomically(path, lambda file: soundfile.write(file, x, 16000))", False),
+    ],
+)  # fmt: skip
+def test_what_writes_in_parts_is_seen(line, seen):
+    assert bool(written_in_parts(ast.parse(f"def function(path):\n    {line}"))) == seen

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import calibration, checkpoints, config, folds, launching, runs, schemes, splits, summary
+from ser import calibration, checkpoints, config, evaluation, folds, launching, runs, schemes, splits, summary
+from ser.batches import ClipReader
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluating import evaluate
 from ser.files import read_json, write_csv
 from ser.labels import label_set
+from ser.metadata import read_table
 from ser.predictions import Predictions, pool, read_predictions
 from ser.scoring import score
 from ser.tracking import read_log
@@ -368,3 +370,27 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
 )
 def test_mistakes_on_the_command_line_end_with_one_line(run, run_here, arguments, says):
     assert says in one_error_line(run_here(*arguments))
+
+
+@pytest.mark.parametrize("overrides", [(), ("ecapa/normalisation = 'speaker'",)], ids=["corpus", "speaker"])
+def test_a_clip_is_scored_the_same_alone_and_among_others(once, trained_home, monkeypatch, overrides):
+    if overrides:
+        assert runs.train(*runs.create(config.load("ravdess_ecapa", [*SMALL, *overrides])), progress=False) == 0
+    else:
+        shutil.copytree(once / "outputs", trained_home / "outputs")
+    whole, sizes = ClipReader.whole, []
+    monkeypatch.setattr(ClipReader, "whole", lambda self, clips: sizes.append(len(clips)) or whole(self, clips))
+    together = read_predictions(evaluate("last", "val", progress=False)[0] / "predictions.csv")
+    assert max(sizes) > 1
+    sizes.clear()
+    monkeypatch.setattr(evaluation, "BUDGET_SECONDS", 0.0)
+    alone = read_predictions(evaluate("last", "val", progress=False)[0] / "predictions.csv")
+    assert set(sizes) == {1}
+    assert alone.clips == together.clips
+    assert len(set(alone.probabilities[:, 0])) > 1
+    np.testing.assert_allclose(alone.probabilities, together.probabilities, rtol=0, atol=1e-4)
+
+
+def test_every_figure_says_how_many_clips_are_missing(run):
+    _, metrics = evaluate("last", "val", progress=False)
+    assert metrics["clips_missing"] == read_table("ravdess").missing > 0

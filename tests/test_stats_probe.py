@@ -1,6 +1,7 @@
 """The statistics probe: scikit-learn's answer, by way of our runs, with tags where it knows a speaker."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from conftest import command, one_error_line
 from sklearn.linear_model import LogisticRegression
 
-from ser import checkpoints, config, runs
+from ser import audio, checkpoints, config, runs
 from ser.batches import Batch
 from ser.errors import UserError
 from ser.evaluating import evaluate
+from ser.features import FeatureStore
 from ser.layers import Speakers
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
@@ -45,6 +47,40 @@ def test_probabilities_are_scikit_learns(clips):
     reference = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(x, batch.targets.argmax(1).numpy())
     ours = model(batch.inputs, batch.lengths).softmax(1).detach().numpy()[:, reference.classes_]
     np.testing.assert_allclose(ours, reference.predict_proba(x), atol=2e-3)
+
+
+@pytest.mark.parametrize("clips", [200, 9])
+def test_wccn_is_a_penalty_on_what_differs_within_a_speakers_clips_of_an_emotion(clips):
+    batch = problem(clips)
+    batch.clips = [SimpleNamespace(speaker=f"s{number % 3}") for number in range(clips)]
+    model = solved(batch, wccn=2.0)
+    x = batch.inputs.flatten(1).double().numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    classes = batch.targets.argmax(1).numpy()
+    within = np.zeros((x.shape[1], x.shape[1]))
+    for speaker in range(3):
+        for label in set(classes):
+            own = x[(np.arange(clips) % 3 == speaker) & (classes == label)]
+            within += (own - own.mean(0)).T @ (own - own.mean(0)) if len(own) else 0
+    penalty = np.eye(x.shape[1]) + 2.0 * within / np.diag(within).mean()
+    root = np.linalg.cholesky(np.linalg.inv(penalty))  # |w|^2 of x @ root is w penalty w of x
+    reference = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(x @ root, classes)
+    ours = model(batch.inputs, batch.lengths).softmax(1).detach().numpy()[:, reference.classes_]
+    np.testing.assert_allclose(ours, reference.predict_proba(x @ root), atol=2e-3)
+    plain = solved(batch)(batch.inputs, batch.lengths).softmax(1).detach().numpy()[:, reference.classes_]
+    assert abs(ours - plain).max() > 0.01
+
+
+def test_wccn_is_of_the_batch_at_hand():
+    batch, other = problem(60), problem(60, seed=1)
+    for each in (batch, other):
+        each.clips = [SimpleNamespace(speaker=f"s{number % 3}") for number in range(60)]
+    model = solved(batch, wccn=2.0)
+    model.solve(other, torch.ones(4), 0.1)
+    fresh = StatsProbe(LABELS, 3, 2, wccn=2.0).eval()
+    fresh.norm.fit(batch.inputs)
+    fresh.solve(other, torch.ones(4), 0.1)
+    torch.testing.assert_close(model.head.weight, fresh.head.weight)
 
 
 def test_two_classes_and_classes_that_training_has_not_met():
@@ -177,6 +213,21 @@ def test_strengths_are_chosen_on_validation_and_both_parts_train_in_the_end(enco
     _, metrics = evaluate(str(run.folder), "test", progress=False)
     assert metrics["tags"] == []
     assert metrics["uar"] > 0.4  # eight classes of tones
+
+
+@pytest.mark.parametrize("normalisation", ["corpus", "speaker"])
+@pytest.mark.parametrize("refit", [True, False])
+def test_the_test_part_is_never_read_in_solving_and_choosing(encoded, trained_home, monkeypatch, refit, normalisation):
+    stored, sound, heard = FeatureStore.read, audio.read, set()
+    monkeypatch.setattr(FeatureStore, "read", lambda self, clip: heard.add(clip.clip) or stored(self, clip))
+    monkeypatch.setattr(audio, "read", lambda path: heard.add(path.stem) or sound(path))
+    experiment, run = train(f"stats/refit = {refit}", f"stats/normalisation = '{normalisation}'")
+    parts = {part: {clip.clip for clip in clips} for part, clips in experiment.protocol.members.items()}
+    assert parts["train"] | parts["val"] <= heard
+    assert parts["test"]
+    assert not parts["test"] & heard
+    assert not (run.folder / "scorings.jsonl").exists()
+    assert not (run.folder / "eval").exists()
 
 
 def test_without_refitting_validation_can_be_scored_and_is_what_was_logged(encoded, trained_home):

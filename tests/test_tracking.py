@@ -9,6 +9,7 @@ import sys
 import pytest
 from wandb_server import wandb_server
 
+from ser.audio import SOUND_SUFFIXES
 from ser.errors import UserError
 from ser.tracking import Tracking, environment, read_log, wandb_mode
 
@@ -92,6 +93,23 @@ def start_online(folder, server):
     return child
 
 
+def is_sound(name: str, content: bytes) -> bool:
+    """Say whether an uploaded file is sound, by its name or by what it begins with."""
+    begins = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"FORM", b"caff", b".snd")
+    suffixes = (*SOUND_SUFFIXES, ".aif", ".aiff", ".au", ".m4a", ".ogg", ".opus", ".raw")
+    return name.lower().endswith(suffixes) or content.startswith(begins) or content[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
+def test_sound_is_told_by_its_name_and_by_its_content(tmp_path, suffix):
+    import soundfile
+
+    soundfile.write(tmp_path / f"clip{suffix}", [0.0, 0.1] * 4000, 16_000)
+    assert is_sound(f"media/audio/clip{suffix}", b"")
+    assert is_sound("clip", (tmp_path / f"clip{suffix}").read_bytes())
+    assert not is_sound("media/images/confusion.png", b"\x89PNG")
+
+
 def test_wandb_receives_typed_settings_curves_and_the_confusion_matrix(tmp_path):
     with wandb_server() as server:
         out, err = start_online(tmp_path, server).communicate("\n", timeout=60)
@@ -100,6 +118,7 @@ def test_wandb_receives_typed_settings_curves_and_the_confusion_matrix(tmp_path)
     assert [line["train/loss"] for line in server.history if "train/loss" in line] == [2, 1]
     assert {line["step"] for line in server.history} == {1, 2}
     assert any(name.startswith("media/images/val/confusion") for name in server.files)
+    assert not [name for name, content in server.files.items() if is_sound(name, content)]
     assert server.config["train/epochs"] == 3
     assert "folds" in server.groups
 

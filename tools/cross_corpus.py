@@ -16,12 +16,12 @@ def main() -> None:
     )
     parser.add_argument("--adapt", action="store_true", help="normalise by the other corpus's statistics: tagged")
     arguments = parser.parse_args()
-    if arguments.run and not arguments.corpus:
+    if arguments.run is not None and not arguments.corpus:
         raise UserError("a corpus is missing: just cross RUN CORPUS, or just cross alone for every run on every other")
 
     from ser import crossing, reporting
 
-    if arguments.run:
+    if arguments.run is not None:
         scored = crossing.cross(arguments.run, arguments.corpus, arguments.calm, arguments.adapt)
         print(reporting.evaluation(*scored))
     else:

@@ -10,14 +10,15 @@ run() {
 
 home=${SER_HOME:-$(dirname "$justfile")}
 started=$SECONDS
+exec 3>&1
 run prepare demo
 run extract demo logmel80
-run train demo_ecapa
-run eval last
-run report last
+# `last` may be another's run by the time this one ends.
+name=$(run train demo_ecapa | tee /dev/fd/3 | grep -oE 'demo_ecapa-s[0-9]+-[0-9a-f]{6}' | tail -n 1)
+run eval "$name"
+run report "$name"
 run summary
-run export last
-name=$(cat "$home/outputs/last")
+run export "$name"
 run predict "$home/outputs/$name/export" "$home/data/demo/raw/s01/s01_*_t1_r1.*"
 
 cat <<EOF

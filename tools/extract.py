@@ -1,4 +1,4 @@
-"""Phase 2: extract the features of gin/features/<name>.gin into data/<corpus>/feats/<name>/; resumes and verifies."""
+"""Phase 2: extract the features of gin/features/<name>.gin into data/<corpus>/feats/<store>/; resumes and verifies."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Phase 1: write data/<corpus>/splits/<scheme>.csv, speaker-independent, and say what is in it."""
+"""Phase 1: write data/<corpus>/splits/<scheme>.csv, and say what is in it and whether it is speaker-independent."""
 
 import argparse
 from dataclasses import asdict

@@ -40,7 +40,7 @@ def main() -> int | None:
         return planning.carry_out(steps, just, options, arguments.only)
     rehearsal.prepare(home)
     status = planning.carry_out(plan.full_plan(), just, options, arguments.only)
-    if not status:
+    if not status and not arguments.only:  # some steps alone can be followed by others
         rehearsal.close(home)
     return status
 

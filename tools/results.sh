@@ -1,44 +1,50 @@
 #!/usr/bin/env bash
 # The best model of a corpus so far, from raw recordings to figures, report and export; RESULTS.md says what to expect.
 set -euo pipefail
-just=$1 justfile=$2 corpus=$3
-shift 3 # what is left says where the recordings are, and whether some may be missing
+just=$1 justfile=$2 corpus=$3 jobs=$4 gpus=$5
+shift 5 # what is left says where the recordings are, and whether some may be missing
+exec 3>&1
 
 run() {
     printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
     "$just" --justfile "$justfile" "$@"
 }
 
+# Train an experiment, and leave the name of its run in $name: `last` may be another's by the time it ends.
+train() {
+    name=$(run "$gpus" train "$@" | tee /dev/fd/3 | grep -oE "$1(-fold[0-9]+)?-s[0-9]+-[0-9a-f]{6}" | tail -n 1)
+}
+
 case $corpus in
 ravdess)
     run "$@" prepare ravdess
-    run extract ravdess whisper_tiny_en 'encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
-    run train ravdess_stats_probe_copies
-    run eval last
-    run report last
-    run export last
-    run cv ravdess_stats_probe_copies
-    run cv ravdess_stats_probe 'stats/normalisation = "speaker"'
+    run "$gpus" extract ravdess whisper_tiny_en 'encoder/copies = ["speed 0.9", "speed 1.1", "gain -6", "gain 6"]'
+    train ravdess_stats_probe_copies
+    run eval "$name"
+    run report "$name"
+    run export "$name"
+    run "$jobs" "$gpus" cv ravdess_stats_probe_copies
+    run "$jobs" "$gpus" cv ravdess_stats_probe 'stats/normalisation = "speaker"'
     ;;
 crema_d)
     run "$@" prepare crema_d
-    run extract crema_d whisper_tiny_en
-    run train crema_d_stats_probe
-    run part=val eval last
-    run train crema_d_stats_probe 'stats/normalisation = "speaker"'
-    run part=val eval last
+    run "$gpus" extract crema_d whisper_tiny_en
+    train crema_d_stats_probe
+    run part=val eval "$name"
+    train crema_d_stats_probe 'stats/normalisation = "speaker"'
+    run part=val eval "$name"
     tuned=(crema_d_hubert_attn_finetune_tiny 'tune/layers = 2' 'train/epochs = 6')
-    run train "${tuned[@]}"
-    run part=val eval last
-    run part=val robustness last
-    run report last
+    train "${tuned[@]}"
+    run part=val eval "$name"
+    run part=val robustness "$name"
+    run report "$name"
     # The model itself: with the validation speakers, too, now that nothing is left to choose on them.
-    run train "${tuned[@]}" 'train/keep = "last"' 'train/with_validation = True'
+    train "${tuned[@]}" 'train/keep = "last"' 'train/with_validation = True'
     case " $* " in
     *" allow_missing=1 "*) echo "Its test part was not scored: clips may be missing." ;;
-    *) run eval last ;;
+    *) run eval "$name" ;;
     esac
-    run export last
+    run export "$name"
     ;;
 *)
     echo "error: no results of '$corpus' are published; known: crema_d, ravdess" >&2

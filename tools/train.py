@@ -8,10 +8,14 @@ from ser.errors import UserError, tool
 @tool
 def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiment", help="name of a file in gin/exp/, path of a run.gin, or with --resume a run")
-    parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
+    parser.add_argument(
+        "experiment", nargs="?", help="name of a file in gin/exp/, path of a .gin file, or a run to resume"
+    )
+    parser.add_argument("overrides", nargs="*", default=[], help="gin bindings such as 'train/epochs = 5'")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--show", action="store_true", help="print resolved, defaulted and unused values, and stop")
+    mode.add_argument(
+        "--show", action="store_true", help="print resolved, defaulted and unused values; alone, list the experiments"
+    )
     mode.add_argument("--dry-run", action="store_true", help="make 50 steps, print losses and shapes, keep nothing")
     mode.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     arguments = parser.parse_args()
@@ -21,6 +25,11 @@ def main() -> int | None:
     from ser import config
 
     warnings.filterwarnings("ignore", module="speechbrain|torchaudio")
+    if arguments.experiment is None:
+        if not arguments.show:
+            parser.error("an experiment is missing; just show lists them")
+        print(config.experiments_table())
+        return None
     if arguments.show:
         print(config.show(config.load(arguments.experiment, arguments.overrides)), end="")
         return None
