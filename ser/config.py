@@ -149,20 +149,21 @@ def compose(name: str, parts: Sequence[str], overrides: Sequence[str] = ()) -> C
 
 
 def load_features(name: str, overrides: Sequence[str] = ()):
-    """Build the features of ``gin/features/<name>.gin``.
+    """Build the features of ``gin/features/<name>.gin``, or those that an experiment reads.
 
     Args:
-        name: of the file.
+        name: of the file, or an experiment as of ``load``.
         overrides: such as ``encoder/keep = 'frames'``.
 
     Raises:
         UserError: no such file, or it is wrong.
     """
     path = PROJECT / "gin/features" / f"{name}.gin"
-    if not path.is_file():
-        known = (file.stem for file in path.parent.glob("*.gin"))
-        raise UserError(f"features '{name}' are unknown{nearest(name, known)}")
-    config = checked(name, list(file_bindings(path)), overrides)
+    if not path.is_file() and name not in experiments() and not name.endswith(".gin"):
+        raise UserError(
+            f"features '{name}' are unknown{nearest(name, [file.stem for file in path.parent.glob('*.gin')])}"
+        )
+    config = checked(name, list(file_bindings(path)), overrides) if path.is_file() else load(name, overrides)
     return construct(config, "features.Features")
 
 

@@ -69,6 +69,8 @@ def run_folder(run: str, scored: bool = False) -> Path:
     def good(folder: Path) -> bool:
         return (folder / "run.gin").is_file() or (scored and any(folder.glob("eval/*/metrics.json")))
 
+    if not run:
+        raise UserError("the name of a run is empty; expected a folder in outputs/, a path, or last")
     if run == "last":
         pointer = outputs / "last"
         if not pointer.is_file():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ser import dist, metrics, plots, stats
+from ser import checkpoints, dist, metrics, plots, stats
 from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation
 from ser.augment_sound import Clipping, Gain
@@ -187,6 +187,8 @@ class Distorted:
 def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Path, list[dict[str, Any]]]:
     """Score a run on a part made worse in every way of ``CONDITIONS``; babble is made of training speakers.
 
+    An interrupted call is gone on with by the next.
+
     Args:
         name: of the run.
         part: test (counted as one scoring) or val.
@@ -214,13 +216,17 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         source.prepare(protocol.members[part])
         return predict(model, protocol.corpus, clips, False, None, protocol.members[part], source)
 
+    part_file = folder / "robustness.part.json"
+    of = checkpoints.identity(model.checkpoint) | {"clips": [clip.clip for clip in clips]}
+    known = rows_so_far(part_file, of)
     conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
     clean = answer(None, 0)
     rows = [row_of("as it is", None, clean, clean)]
     for place, (kind, value, distort) in enumerate(
         progress_bar(conditions, "robustness", len(conditions), "condition", progress), start=1
     ):
-        rows.append(row_of(kind, value, clean, answer(distort, place)))
+        rows.append(known.get((kind, value)) or row_of(kind, value, clean, answer(distort, place)))
+        write_json(part_file, {"of": of, "rows": rows})
     if part == "test":
         count_scoring(model.run.folder, folder.name, "-robustness")
     write_csv(folder / "robustness.csv", COLUMNS, rows)
@@ -234,7 +240,17 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         rows,
         plots.headed(model.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
     )
+    part_file.unlink(missing_ok=True)
     return folder, rows
+
+
+def rows_so_far(path: Path, of: dict[str, Any]) -> dict[tuple[str, float | None], dict[str, Any]]:
+    """Return the rows that an interrupted call has left of the same weights and clips, by kind and value."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+        return {(row["kind"], row["value"]): row for row in content["rows"]} if content["of"] == of else {}
+    except (UserError, KeyError, TypeError):
+        return {}
 
 
 def row_of(kind: str, value: float | None, clean: Predictions, worse: Predictions) -> dict[str, Any]:

@@ -55,8 +55,40 @@ def test_a_run_is_scored_on_every_condition_and_the_clean_one_is_its_evaluation(
     assert "white noise" in robustness.table(folder, rows)
     again = robustness.robustness(run.folder.name, "val", progress=False)[1]
     assert again == rows
+    assert not (run.folder / "scorings.jsonl").exists()
+    few.pop("babble, dB")
+    robustness.robustness("last", "test", progress=False)
+    assert evaluate("last", "test", progress=False)[1]["test_scorings"] == 2
     with pytest.raises(UserError, match="what a model was trained on is not scored"):
         robustness.robustness("last", "train")
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(trained_home, monkeypatch):
+    train("ravdess_ecapa")
+    heard = []
+
+    def condition(name, stop=False):
+        def distort(sound, random, others):
+            heard.append(name)
+            if stop and len(stops) == 0:
+                stops.append(1)
+                raise KeyboardInterrupt
+            return sound / 2
+
+        return distort
+
+    stops = []
+    conditions = {"one": {1.0: condition("one")}, "two": {2.0: condition("two", stop=True)}}
+    monkeypatch.setattr(robustness, "CONDITIONS", conditions)
+    with pytest.raises(KeyboardInterrupt):
+        robustness.robustness("last", "val", progress=False)
+    first = heard.count("one")
+    folder, rows = robustness.robustness("last", "val", progress=False)
+    assert heard.count("one") == first > 0
+    assert [row["kind"] for row in rows] == ["as it is", "one", "two"]
+    assert robustness.robustness("last", "val", progress=False)[1] == rows
+    assert heard.count("one") == 2 * first  # a measurement that went through is made anew
+    assert not list(folder.glob("*.part.json"))
 
 
 @pytest.mark.parametrize("kind", robustness.CONDITIONS)
@@ -171,6 +203,15 @@ def test_seeds_are_scored_as_one_and_what_does_not_belong_together_is_refused(tr
     ]:
         with pytest.raises(UserError, match=says):
             ensembles.ensemble(arguments, **settings)
+
+
+def test_scorings_of_the_test_part_by_ensembles_are_counted(trained_home):
+    names = [train("demo_ecapa", f"seed = {seed}").folder.name for seed in (1, 2, 3)]
+    assert ensembles.ensemble(names[:2])[1]["test_scorings"] == 2  # its members' own, and this
+    assert ensembles.ensemble(names[:2], average="logits")[1]["test_scorings"] == 3
+    assert ensembles.ensemble(names[1:])[1]["test_scorings"] == 4
+    assert evaluate(names[1], progress=False)[1]["test_scorings"] == 5
+    assert ensembles.ensemble(names, "val")[1]["test_scorings"] == 0
 
 
 def test_a_member_that_knows_the_speakers_is_refused(trained_home):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,13 @@ def test_changing_a_batch_does_not_change_the_kept_clip():
     source.crops([CLIPS[0]], 50, 1, 0).inputs.zero_()
     source.whole([CLIPS[0]]).inputs.zero_()
     assert (source.whole([CLIPS[0]]).inputs == 1).all()
+
+
+def test_corpora_whose_features_are_of_different_weights_do_not_join():
+    one, other = SimpleNamespace(time_axis=-2, made_with={"weights": 1}), SimpleNamespace(time_axis=-2, made_with={})
+    assert batches.Joined({"a": one, "b": one}).made_with == {"weights": 1}
+    with pytest.raises(UserError, match="features of a and b: made with different weights"):
+        batches.Joined({"a": one, "b": other})
 
 
 def test_a_sound_source_reads_files_at_16_khz_and_knows_their_length(tmp_path):

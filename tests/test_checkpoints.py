@@ -143,6 +143,16 @@ main()
 # Weights into a model
 
 
+def test_weights_are_told_apart_also_at_the_same_step():
+    state = {"epoch": 3, "step": 30}
+    one, other = ({"model": {"w": torch.full((2,), value)}, "state": state} for value in (1.0, 1.5))
+    assert checkpoints.is_of(checkpoints.identity(one), one)
+    assert not checkpoints.is_of(checkpoints.identity(one), other)
+    assert checkpoints.is_of(state, one)  # what an earlier ser wrote down
+    for foreign in (None, [], {}, {"epoch": 3}, state | {"step": 31}, state | {"loss": 1}):
+        assert not checkpoints.is_of(foreign, one)
+
+
 def test_restore_puts_every_tensor_in_its_place(path):
     source, target = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2))
     source(torch.randn(8, 3))

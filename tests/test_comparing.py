@@ -93,6 +93,26 @@ def test_the_order_of_clips_does_not_matter_and_the_sign_turns(home):
     assert (there["won"], there["lost"]) == (back["lost"], back["won"])
 
 
+def test_unknown_speakers_give_neither_an_interval_nor_a_p_value(home):
+    one, other = predictions(1, 0.5, speakers=14), predictions(2, 2.0, speakers=14)
+    for made in (one, other):
+        made.speakers[::5] = [""] * len(made.speakers[::5])
+    write(home, "one", one)
+    write(home, "other", other)
+    folder, result = comparing.compare("one", "other", "val")
+    assert all(figure["ci95"] is None and figure["p"] is None for figure in result["figures"].values())
+    assert result["n_speakers"] == 14
+    shown = comparing.table(folder, result)
+    assert "no interval: the speakers are unknown" in shown
+    assert "p -" in shown
+
+
+def test_a_tiny_p_value_is_not_called_nothing(home):
+    write(home, "one", predictions(1, 0.0, speakers=14))
+    write(home, "other", predictions(2, 4.0, speakers=14))
+    assert "p < 0.001" in comparing.table(*comparing.compare("one", "other", "val"))
+
+
 def test_the_command_prints_differences_and_says_why_there_is_no_interval(home):
     write(home, "one", predictions(1, 0.5, speakers=4))
     write(home, "other", predictions(2, 2.0, speakers=4))

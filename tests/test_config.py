@@ -1,5 +1,7 @@
 """The gin boundary: what is wrong with a configuration is said before anything starts."""
 
+import re
+
 import pytest
 import torch
 
@@ -62,6 +64,9 @@ def refused(experiment: str = "ravdess_ecapa", *overrides: str) -> str:
         ("Augmentation.operations = [%augment/probabilty]", "did you mean 'augment/probability'?"),
         ("train/epochs = (5", "never closed"),
         ("train/loss = '''", "never closed"),
+        ("train/loss = focal", "not a Python literal in `focal`; values are Python literals, text in quotes"),
+        ("lr = 1e-4", "did you mean 'train/lr'?"),
+        ("include 'gin/augment/heavy.gin'", "write a gin file of your own that has it"),
         ("a/b/AdamW.lr = 0.1", "used by nothing: a/b/AdamW.lr"),
         ("labels/source = 'intendet'", "did you mean 'intended'?"),
         ("data/corpus = 'ravdes'", "did you mean 'ravdess'?"),
@@ -190,11 +195,21 @@ def test_a_path_and_a_name_mean_the_same_from_any_folder(tmp_path, monkeypatch):
 
 def test_show_sorts_values_into_resolved_defaulted_and_unused():
     shown = config.show(config.load("ravdess_ecapa", [*SMALL, "augment_surroundings.Noise.snr_low = 3.0"]))
-    resolved, rest = shown.split("defaulted:")
-    defaulted, unused = rest.split("unused:")
+    resolved, defaulted, wiring, unused = re.split(r"\n(?:defaulted|wiring|unused):", shown)
     assert "train/epochs = 1" in resolved
     assert "AdamW.beta1 = 0.9" in defaulted
     assert "Noise.snr_low = 3.0" in unused
+    assert "= %train/epochs" in wiring
+    assert not [line for line in resolved.splitlines() if re.search(r" = [%@]", line)]
+    lines = [line.strip() for line in resolved.splitlines() if " = " in line]
+    first = next(place for place, line in enumerate(lines) if "." in line.partition(" = ")[0])
+    assert not any("." not in line.partition(" = ")[0] for line in lines[first:])
+
+
+def test_every_experiment_is_listed_with_what_it_takes():
+    lines = config.experiments_table().splitlines()
+    assert [line.split()[0] for line in lines] == config.experiments()
+    assert all("UAR" in line for line in lines)
 
 
 def test_later_overrides_win():

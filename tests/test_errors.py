@@ -13,6 +13,13 @@ def test_nearest_proposes_the_closest_name():
     assert nearest("ravdes", ["crema_d", "demo", "ravdess"]) == "; did you mean 'ravdess'?"
 
 
+def test_nearest_finds_a_name_by_its_end_or_beginning_but_proposes_no_other_word():
+    assert nearest("lr", ["seed", "train/lr", "train/loss"]) == "; did you mean 'train/lr'?"
+    assert nearest("wavlm", ["hubert_large", "wavlm_large"]) == "; did you mean 'wavlm_large'?"
+    for word, known in (("excited", "disgusted"), ("iemocap", "demo"), ("tune/lora", "train/loss")):
+        assert "did you mean" not in nearest(word, [known])
+
+
 def test_nearest_lists_what_is_known_where_nothing_is_close():
     hint = nearest("xyz", ["ravdess", "demo"])
     assert "demo, ravdess" in hint

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import one_error_line
 from corpus_factory import make_corpus
 
 from ser import config
@@ -237,6 +238,16 @@ def test_precision_left_open_reads_any_store_and_a_precision_asked_for_only_its_
         assert f"{folder}: made otherwise" in message
         assert f'precision: "{made}", now' in message
         assert f'now "{precision}"' in message
+
+
+def test_an_experiment_names_the_features_that_it_reads(run_here, home):
+    assert config.load_features("ravdess_hubert_attn_tiny").store == "whisper_tiny_en-frames"
+    copies = config.load_features("ravdess_stats_probe_copies", ["encoder/copies = ['gain 6']"]).copies
+    assert [copy.front_end.how for copy in copies] == ["gain 6"]
+    with pytest.raises(UserError, match="features 'logmel' are unknown; did you mean 'logmel80'"):
+        config.load_features("logmel")
+    done = run_here("extract.py", "ravdess", "ravdess_hubert_attn_finetune_tiny")
+    assert "hears sound itself, there is nothing to extract" in one_error_line(done)
 
 
 @pytest.mark.parametrize("other", [{"source": "somebody/else"}, {"revision": "v2"}])

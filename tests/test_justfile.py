@@ -92,6 +92,27 @@ def test_a_variable_reaches_its_tool_and_is_absent_without(words, passed_on):
     assert passed_on not in plain.stderr, f"{name} is not its default"
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["eval", "A", "--part", "val"], "--part"), (["compare", "A", "B", "--part", "val"], "--part"),
+        (["ensemble", "A", "B", "--weights", "fitted"], "--weights"), (["robustness", "A", "--part", "val"], "--part"),
+        (["cross", "A", "demo", "--calm", "leave_out"], "--calm"),
+        (["ablate", "E", "x = 1", "--seeds", "5"], "--seeds"),
+        (["cv", "E", "--jobs", "3"], "--jobs"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_option_behind_the_recipe_wins(words, option):
+    (line,) = [line for line in just("--dry-run", *words).stderr.splitlines() if ".py'" in line]
+    assert line.index(option) < line.index('"$@"')  # of two, the last counts
+
+
+def test_results_hand_on_how_many_share_the_work():
+    shown = just("--dry-run", "jobs=3", "gpus=2", "results", "ravdess").stderr
+    assert "'jobs=3' 'gpus=2'" in shown
+
+
 @pytest.mark.parametrize("name", ["seen", "adapt", "sound", "overwrite", "allow_missing"])
 def test_a_switch_is_1_or_nothing(name):
     done = just("--dry-run", f"{name}=2", "eval", "last")
@@ -115,7 +136,12 @@ def test_results_look_where_the_caller_says(tmp_path):
 
 
 def test_a_users_mistake_keeps_exit_status_2(tmp_path):
-    assert just("eval", "nothing", SER_HOME=str(tmp_path)).returncode == 2
+    done = just("eval", "nothing", SER_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    empty = just("cross", "", "demo", SER_HOME=str(tmp_path))
+    assert empty.returncode == 2
+    assert "the name of a run is empty" in empty.stderr
 
 
 def test_doctor_says_what_was_found_and_what_to_do_next(tmp_path):

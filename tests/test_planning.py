@@ -110,6 +110,13 @@ def test_options_reach_the_recipes_that_know_them(just, tmp_path):
     ]  # fmt: skip
 
 
+def test_another_number_of_processes_does_not_void_what_is_done(just, tmp_path):
+    assert carry_out(STEPS, just) == 0
+    calls(tmp_path)
+    assert carry_out(STEPS, just, Options(4, 3)) == 0
+    assert calls(tmp_path) == []
+
+
 def test_only_steps_whose_names_begin_so(just, tmp_path, capsys):
     assert carry_out(STEPS, just, only="o") == 0
     assert calls(tmp_path) == ["summary"]

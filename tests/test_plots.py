@@ -37,6 +37,13 @@ def test_curves_of_one_epoch_and_of_many(tmp_path):
     assert ink(tmp_path / "many.png") > ink(tmp_path / "one.png") > 0.01
 
 
+def test_an_epoch_without_a_loss_is_a_gap(tmp_path):
+    lines = [{"epoch": n, "epoch/train_loss": 1.0, "val/loss": 1.0, "val/uar": 0.5, "val/wa": 0.5} for n in range(1, 5)]
+    del lines[1]["epoch/train_loss"], lines[2]["val/loss"]  # a log leaves out what is not finite
+    plots.curves(tmp_path / "curves.png", lines, "gaps")
+    assert ink(tmp_path / "curves.png") > 0.01
+
+
 def test_a_histogram_has_a_panel_for_each_grouping(tmp_path):
     counts = {"part": {"train": [5, 3], "test": [1, 1]}}
     plots.histogram(tmp_path / "one.png", counts, ("a", "b"), "x")

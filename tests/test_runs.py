@@ -258,6 +258,13 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     pooled = score(read_predictions(folder / "predictions.csv"))
     assert metrics["uar"] == pytest.approx(pooled["uar"])
     capsys.readouterr()
+    other = trained_home / "outputs" / folder.parents[1].name.replace("-s1-", "-s2-")
+    shutil.copytree(folder.parents[1], other)
+    (other / "cv.gin").write_text((other / "cv.gin").read_text().replace("seed = 1", "seed = 2"))
+    shutil.copytree(other, other.with_name(f"{other.name}-backup"))
+    (row,) = summary.write()[2]
+    assert (row["evaluation"], row["seeds"]) == ("demo-kfold5-test", 2)
+    assert f"left out: {other.name}-backup: a copy of {other.name}, no further seed" in capsys.readouterr().err
     again = folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     assert capsys.readouterr().out.count("already trained") == 5
     assert again[1]["uar"] == metrics["uar"]

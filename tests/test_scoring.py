@@ -177,6 +177,21 @@ def test_malformed_predictions_are_one_line(tmp_path):
             read_predictions(path)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.5", ""])
+def test_probabilities_that_are_none_are_refused(tmp_path, value):
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"clip,speaker,label,predicted,p_sad,p_calm\na,s,sad,sad,0.5,0.5\nb,s,sad,sad,{value},0.5\n")
+    with pytest.raises(UserError, match="a probability is not a number"):
+        read_predictions(path)
+
+
+def test_a_clip_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("clip,speaker,label,predicted,p_sad\na,s,sad,sad,1\na,s,sad,sad,1\n")
+    with pytest.raises(UserError, match="clip 'a' is there twice"):
+        read_predictions(path)
+
+
 def test_what_clips_do_not_tell_is_in_no_group_and_a_tiny_group_makes_no_gap():
     predictions = made_up(200, 10)
     clips = [

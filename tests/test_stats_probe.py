@@ -9,7 +9,7 @@ import torch
 from conftest import command, one_error_line
 from sklearn.linear_model import LogisticRegression
 
-from ser import audio, checkpoints, config, runs
+from ser import audio, checkpoints, config, exporting, runs
 from ser.batches import Batch
 from ser.errors import UserError
 from ser.evaluating import evaluate
@@ -289,6 +289,23 @@ def test_what_does_not_fit_is_one_line(encoded, trained_home, run_here, override
     done = run_here("train.py", "ravdess_stats_probe", QUIET, *overrides)
     assert message in one_error_line(done)
     assert not (trained_home / "outputs").exists(), "a run that cannot be leaves nothing"
+
+
+def test_features_of_other_weights_than_it_learned_from_are_refused(encoded, trained_home):
+    _, run = train()
+    path = encoded / "data/ravdess/feats/whisper_tiny_en-statistics/index.json"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace(json.loads(before)["made_with"]["weights_sha256"], "0" * 64))
+        with pytest.raises(UserError, match=r"best\.pt: learned from features made with the weights .*, these are of"):
+            evaluate(str(run.folder), "val", progress=False)
+    finally:
+        path.write_text(before)
+    checkpoint = checkpoints.load(run.best)
+    checkpoint["features"] = {"weights_sha256": "0" * 64}
+    checkpoints.save(run.best, checkpoint)
+    with pytest.raises(UserError, match="learned from features made with the weights"):
+        exporting.pipeline_of(runs.trained(str(run.folder)))
 
 
 def test_features_of_some_layers_ask_for_their_own_extraction(encoded, trained_home):

@@ -2,14 +2,14 @@
 
 import argparse
 
-from ser.errors import tool
+from ser.errors import UserError, tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
-    parser.add_argument("features", help="name of a file in gin/features/, such as logmel80")
+    parser.add_argument("features", help="name of a file in gin/features/, such as logmel80, or an experiment")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'encoder/precision = \"bf16\"'")
     arguments = parser.parse_args()
 
@@ -18,6 +18,8 @@ def main() -> None:
     from ser.features import store_folder
 
     features = config.load_features(arguments.features, arguments.overrides)
+    if not features.cached:
+        raise UserError(f"{arguments.features}: hears sound itself, there is nothing to extract; train it at once")
     table = metadata.read_table(arguments.corpus, check_files=True)
     for each in [features, *features.copies]:
         counts = extract(table, each)
