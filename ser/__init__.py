@@ -3,7 +3,7 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    annotations, errors, interrupts, files, progress, plots, pages
-basics    labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
+basics    gin_files, labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, augment_sound, augment_surroundings, augment_features, copies

@@ -13,7 +13,7 @@ from ser.errors import UserError, some
 from ser.files import write_bytes
 from ser.optim import kept
 
-__all__ = ["check", "identity", "is_of", "load", "restore", "save"]
+__all__ = ["check", "identity", "is_of", "load", "restore", "same", "save"]
 
 FORMAT = 2  # 1: without the learning-rate scales and the list of random numbers that resuming needs
 
@@ -63,9 +63,14 @@ def identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_of(made: Any, checkpoint: Mapping[str, Any]) -> bool:
     """Say whether what was written down as the ``identity`` of some weights, by an earlier ser too, is of these."""
-    own = identity(checkpoint)
-    known = isinstance(made, Mapping) and {"epoch", "step"} <= made.keys() <= own.keys()
-    return known and all(own[name] == value for name, value in made.items())
+    return same(made, identity(checkpoint))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Say whether two identities, of which an earlier ser may have written one, are of the same weights."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping) and {"epoch", "step"} <= one.keys() & other.keys()):
+        return False
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def is_finished(last: Path) -> bool:

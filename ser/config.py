@@ -18,6 +18,7 @@ import gin
 from ser.annotations import fits, type_name
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT
+from ser.gin_files import experiments, find_experiment, find_include
 
 if not hasattr(gin, "register"):
     raise ImportError("the folder gin/ hides the missing package gin-config; install it: just setup")
@@ -25,10 +26,7 @@ if not hasattr(gin, "register"):
 from gin import config as gin_config
 from gin import config_parser
 
-__all__ = [
-    "Config", "build", "compose", "experiments", "experiments_table", "load", "load_features", "settings", "show",
-    "snapshot",
-]  # fmt: skip
+__all__ = ["Config", "build", "compose", "load", "load_features", "settings", "show", "snapshot"]
 
 # Rooms whose components gin may bind, each as `room.Name`.
 ROOMS = (
@@ -101,19 +99,6 @@ class Config:
         return values[-1] if values else None
 
 
-def experiments() -> list[str]:
-    """Return the names of the files in ``gin/exp/``."""
-    return sorted(path.stem for path in (PROJECT / "gin/exp").glob("*.gin"))
-
-
-def experiments_table() -> str:
-    """Return each experiment of ``gin/exp/`` and what its file says of time and UAR, a line each."""
-    paths = [PROJECT / "gin/exp" / f"{name}.gin" for name in experiments()]
-    said = [[line for line in path.read_text().splitlines() if line.startswith("# ")] for path in paths]
-    width = max(len(path.stem) for path in paths)
-    return "\n".join(f"{path.stem:<{width}}  {lines[1][2:]}" for path, lines in zip(paths, said, strict=True))
-
-
 def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
     """Read an experiment by its name in ``gin/exp/`` or by the path of a gin file, and check it.
 
@@ -165,18 +150,6 @@ def load_features(name: str, overrides: Sequence[str] = ()):
         )
     config = checked(name, list(file_bindings(path)), overrides) if path.is_file() else load(name, overrides)
     return construct(config, "features.Features")
-
-
-def find_experiment(experiment: str) -> Path:
-    """Return the gin file that an EXP argument names."""
-    named = PROJECT / "gin/exp" / f"{experiment}.gin"
-    if named.is_file():
-        return named
-    if experiment.endswith(".gin"):
-        if Path(experiment).is_file():
-            return Path(experiment)
-        raise UserError(f"{experiment}: no such file")
-    raise UserError(f"experiment '{experiment}' is not in gin/exp/{nearest(experiment, experiments())}")
 
 
 def file_bindings(path: Path) -> Iterator[Binding]:
@@ -240,15 +213,6 @@ def nearest_configurable(reason: str) -> str:
 def short_names() -> list[str]:
     """Return the registered names without their rooms."""
     return [name.partition(".")[2] for name in registered]
-
-
-def find_include(name: str, where: str) -> Path:
-    """Return an included file; includes are relative to the checkout, wherever the command runs."""
-    path = PROJECT / name
-    if not path.is_file():
-        known = (str(file.relative_to(PROJECT)) for file in (PROJECT / "gin").rglob("*.gin"))
-        raise UserError(f"{where}: no file '{name}'{nearest(name, known)}")
-    return path
 
 
 def checked(name: str, bindings: list[Binding], overrides: Sequence[str]) -> Config:

@@ -56,7 +56,7 @@ def cross(
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
-    label = label_of(corpus, calm, adapt)
+    label, whole = label_of(corpus, calm, adapt), f"{corpus}-none-all"
     about = about_run(model) | {
         "corpus": corpus,
         "split_scheme": "none",
@@ -73,7 +73,7 @@ def cross(
             *unknown,
             *tags_of(model),
         ],
-        "test_scorings": evaluation.count_scoring(model.run.folder, label),
+        "test_scorings": evaluation.count_scoring(model.run.folder, whole, label.removeprefix(whole)),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
     }

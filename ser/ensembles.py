@@ -100,7 +100,9 @@ def scorings(member: Path, label: str, figures: dict[str, Any]) -> int:
     What has no run of its own, such as a cross-validation, also counts the scorings of those that it is made of.
     """
     own = (member / "run.gin").is_file()
-    return evaluation.count_scoring(member, label, "-ensemble") + (0 if own else figures["test_scorings"])
+    what = f"{figures['corpus']}-{figures['split_scheme']}-{figures['part']}"
+    here = evaluation.count_scoring(member, what, f"{label.removeprefix(what)}-ensemble")
+    return here + (0 if own else figures["test_scorings"])
 
 
 def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predictions, dict[str, Any]]]]:

@@ -190,8 +190,8 @@ def pipeline_of(model: Trained) -> Pipeline:
     if isinstance(front_end, EncoderFeatures):
         front_end.packs, front_end.encoder = False, None
         front_end.pretrained.precision, front_end.pretrained.compile = "float32", False
+        encoder, _ = front_end.ready(torch.device("cpu"))  # first: whoever asks for it loads it where they are
         check_made_with(model.run.best, model.checkpoint, front_end.made_with)
-        encoder, _ = front_end.ready(torch.device("cpu"))
         del encoder.blocks[front_end.layers[-1] :]
     for module in classifier.modules():
         module._compiled_call_impl = None  # what torch.compile left; a trace cannot follow it

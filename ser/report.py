@@ -146,7 +146,7 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     if not (folder / "robustness.json").is_file():
         return ""
     made, rows = read_json(folder / "robustness.json"), []
-    if made.get("checkpoint") != metrics.get("checkpoint"):
+    if not checkpoints.same(made.get("checkpoint"), metrics.get("checkpoint")):
         return "<h3>Robustness</h3><p>Of other weights than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:
         uar, change = estimate_of(row, "uar"), estimate_of(row, "change", "+")

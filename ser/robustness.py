@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ser import checkpoints, dist, metrics, plots, stats
+from ser import __version__, checkpoints, dist, metrics, plots, stats
 from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation
 from ser.augment_sound import Clipping, Gain
@@ -217,8 +217,10 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         return predict(model, protocol.corpus, clips, False, None, protocol.members[part], source)
 
     part_file = folder / "robustness.part.json"
-    of = checkpoints.identity(model.checkpoint) | {"clips": [clip.clip for clip in clips]}
+    of = checkpoints.identity(model.checkpoint) | {"ser": __version__, "clips": [[c.clip, c.emotion] for c in clips]}
     known = rows_so_far(part_file, of)
+    if part == "test" and not known:
+        count_scoring(model.run.folder, folder.name, "-robustness")
     conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
     clean = answer(None, 0)
     rows = [row_of("as it is", None, clean, clean)]
@@ -227,8 +229,6 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     ):
         rows.append(known.get((kind, value)) or row_of(kind, value, clean, answer(distort, place)))
         write_json(part_file, {"of": of, "rows": rows})
-    if part == "test":
-        count_scoring(model.run.folder, folder.name, "-robustness")
     write_csv(folder / "robustness.csv", COLUMNS, rows)
     about = about_run(model)
     tags = tags_of(model)

@@ -111,7 +111,9 @@ class StatsProbe(Solvable):
     def scaling(self, x: np.ndarray, batch: Batch) -> np.ndarray:
         """Return ``within_class_scaling`` of a batch's features; that of the last batch is kept for other strengths."""
         if self.scaled is None or self.scaled[0] is not batch:
-            speakers = (clip.speaker for clip in batch.clips)
+            speakers = [clip.speaker for clip in batch.clips]
+            if "" in speakers:
+                raise UserError("stats/wccn needs to know who speaks, but clips lack a speaker; set 'stats/wccn = 0.0'")
             groups = list(zip(speakers, batch.targets.argmax(1).tolist(), strict=True))
             self.scaled = (batch, within_class_scaling(x, groups, self.wccn))
         return self.scaled[1]

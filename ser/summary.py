@@ -72,7 +72,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
     ``ci95`` is of the mean over seeds, speakers resampled for all seeds alike: what is left of the choice of
     speakers when that of the seed is averaged out.
     """
-    groups: dict[tuple[str, str], dict[str, Path]] = {}
+    groups: dict[tuple[str, str, str], dict[str, Path]] = {}  # a cross-validation is of its fold 1's settings, too
     for row in sorted(rows, key=lambda row: row["run"]):
         folder = outputs / row["run"]
         config = next((path for path in (folder / "run.gin", folder / "cv.gin") if path.is_file()), None)
@@ -80,7 +80,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
             lines = config.read_text().splitlines()
             seed = next((line for line in lines if line.startswith("seed = ")), "")
             kind = "\n".join(line for line in lines if not line.startswith("seed = "))
-            group = groups.setdefault((kind, row["evaluation"]), {})
+            group = groups.setdefault((row["evaluation"], config.name, kind), {})
             if seed in group:
                 print(
                     f"left out: {row['run']}: a copy of {group[seed].parents[1].name}, no further seed", file=sys.stderr
@@ -89,7 +89,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
                 group[seed] = folder / "eval" / row["evaluation"]
     tags = {(row["run"], row["evaluation"]): row["tags"] for row in rows}
     found = []
-    for (_, label), group in sorted(groups.items(), key=lambda each: (each[0][1], str(sorted(each[1].values())[0]))):
+    for (label, *_), group in sorted(groups.items(), key=lambda each: (each[0][0], str(sorted(each[1].values())[0]))):
         paths = sorted(folder / "predictions.csv" for folder in group.values())
         if len(paths) < 2:
             continue

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from ser import config
+from ser import config, gin_files
 from ser.errors import UserError
 from ser.files import PROJECT
 
@@ -64,7 +64,10 @@ def refused(experiment: str = "ravdess_ecapa", *overrides: str) -> str:
         ("Augmentation.operations = [%augment/probabilty]", "did you mean 'augment/probability'?"),
         ("train/epochs = (5", "never closed"),
         ("train/loss = '''", "never closed"),
-        ("train/loss = focal", "not a Python literal in `focal`; values are Python literals, text in quotes"),
+        (
+            "train/loss = focal",
+            "not a Python literal in `train/loss = focal`; values are Python literals, text in quotes",
+        ),
         ("lr = 1e-4", "did you mean 'train/lr'?"),
         ("include 'gin/augment/heavy.gin'", "write a gin file of your own that has it"),
         ("a/b/AdamW.lr = 0.1", "used by nothing: a/b/AdamW.lr"),
@@ -121,7 +124,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     assert "not UTF-8" in refused(str(tmp_path / "own.gin"))
 
 
-@pytest.mark.parametrize("experiment", config.experiments())
+@pytest.mark.parametrize("experiment", gin_files.experiments())
 def test_every_experiment_file_is_short_and_says_how_to_run_it(experiment):
     lines = (PROJECT / "gin/exp" / f"{experiment}.gin").read_text().splitlines()
     bindings = [line for line in lines if line and not line.startswith(("#", "include"))]
@@ -207,8 +210,8 @@ def test_show_sorts_values_into_resolved_defaulted_and_unused():
 
 
 def test_every_experiment_is_listed_with_what_it_takes():
-    lines = config.experiments_table().splitlines()
-    assert [line.split()[0] for line in lines] == config.experiments()
+    lines = gin_files.experiments_table().splitlines()
+    assert [line.split()[0] for line in lines] == gin_files.experiments()
     assert all("UAR" in line for line in lines)
 
 

@@ -83,6 +83,16 @@ def test_wccn_is_of_the_batch_at_hand():
     torch.testing.assert_close(model.head.weight, fresh.head.weight)
 
 
+def test_wccn_needs_speakers():
+    batch = problem(20)
+    batch.clips = [SimpleNamespace(speaker="s" * (number % 3)) for number in range(20)]
+    with pytest.raises(UserError, match="clips lack a speaker; set 'stats/wccn"):
+        solved(batch, wccn=1.0)
+    for options in ({"wccn": -1.0}, {"wccn": 1.0, "solver": "loop"}):
+        with pytest.raises(UserError, match="expected 0 or more, and the solver closed_form"):
+            StatsProbe(LABELS, 3, 2, **options)
+
+
 def test_two_classes_and_classes_that_training_has_not_met():
     batch = problem(60, classes=2)
     model = solved(batch)
@@ -292,7 +302,7 @@ def test_what_does_not_fit_is_one_line(encoded, trained_home, run_here, override
 
 
 def test_features_of_other_weights_than_it_learned_from_are_refused(encoded, trained_home):
-    _, run = train()
+    _, run = train("stats/refit = False")
     path = encoded / "data/ravdess/feats/whisper_tiny_en-statistics/index.json"
     before = path.read_text()
     try:

@@ -13,7 +13,7 @@ from conftest import PROJECT, StopAfter, command, one_error_line
 from corpus_factory import prepare_corpus
 from encoder_factory import instead
 
-from ser import audio, checkpoints, config, preparing, runs, training
+from ser import audio, checkpoints, config, gin_files, preparing, runs, training
 from ser.corpora import corpus
 from ser.errors import UserError
 from ser.extraction import extract
@@ -35,7 +35,7 @@ def start(experiment: str, *overrides: str):
     return runs.create(config.load(experiment, [*SMALL, *overrides]))
 
 
-@pytest.mark.parametrize("experiment", [name for name in config.experiments() if name not in ELSEWHERE])
+@pytest.mark.parametrize("experiment", [name for name in gin_files.experiments() if name not in ELSEWHERE])
 def test_every_experiment_file_builds_and_runs_a_step(experiment, encoded, trained_home, capsys):
     whole = [] if "whisper" in experiment or "finetune" in experiment else ["train/crop_seconds = 0.5"]
     kept = ("track/", "Tracking", *(["ecapa/"] if "_ecapa" in experiment else []))

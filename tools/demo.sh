@@ -2,19 +2,19 @@
 # The whole job on the built-in corpus, by the very commands that you would type.
 set -euo pipefail
 just=$1 justfile=$2
+root=$(dirname "$justfile")
 
 run() {
     printf '\n\033[1m$ just %s\033[0m\n' "$*"
     "$just" --justfile "$justfile" "$@"
 }
 
-home=${SER_HOME:-$(dirname "$justfile")}
+home=${SER_HOME:-$root}
 started=$SECONDS
-exec 3>&1
 run prepare demo
 run extract demo logmel80
-# `last` may be another's run by the time this one ends.
-name=$(run train demo_ecapa | tee /dev/fd/3 | grep -oE 'demo_ecapa-s[0-9]+-[0-9a-f]{6}' | tail -n 1)
+run train demo_ecapa
+name=$("$root/.venv/bin/python" "$root/tools/train.py" --name demo_ecapa) # `last` may be another's by now
 run eval "$name"
 run report "$name"
 run summary

@@ -3,7 +3,7 @@
 set -euo pipefail
 just=$1 justfile=$2 corpus=$3 jobs=$4 gpus=$5
 shift 5 # what is left says where the recordings are, and whether some may be missing
-exec 3>&1
+root=$(dirname "$justfile")
 
 run() {
     printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
@@ -12,7 +12,8 @@ run() {
 
 # Train an experiment, and leave the name of its run in $name: `last` may be another's by the time it ends.
 train() {
-    name=$(run "$gpus" train "$@" | tee /dev/fd/3 | grep -oE "$1(-fold[0-9]+)?-s[0-9]+-[0-9a-f]{6}" | tail -n 1)
+    name=$("$root/.venv/bin/python" "$root/tools/train.py" --name "$@")
+    run "$gpus" train "$@"
 }
 
 case $corpus in

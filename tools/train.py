@@ -16,6 +16,7 @@ def main() -> int | None:
     mode.add_argument(
         "--show", action="store_true", help="print resolved, defaulted and unused values; alone, list the experiments"
     )
+    mode.add_argument("--name", action="store_true", help="print the name that the run has, and stop")
     mode.add_argument("--dry-run", action="store_true", help="make 50 steps, print losses and shapes, keep nothing")
     mode.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     arguments = parser.parse_args()
@@ -23,12 +24,13 @@ def main() -> int | None:
     import warnings
 
     from ser import config
+    from ser.gin_files import experiments_table
 
     warnings.filterwarnings("ignore", module="speechbrain|torchaudio")
     if arguments.experiment is None:
         if not arguments.show:
             parser.error("an experiment is missing; just show lists them")
-        print(config.experiments_table())
+        print(experiments_table())
         return None
     if arguments.show:
         print(config.show(config.load(arguments.experiment, arguments.overrides)), end="")
@@ -41,6 +43,9 @@ def main() -> int | None:
 
     from ser import dist, runs
 
+    if arguments.name:
+        print(runs.create(config.load(arguments.experiment, arguments.overrides))[1].folder.name)
+        return None
     if arguments.resume and arguments.overrides:
         raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
     with dist.group():
