@@ -74,7 +74,7 @@ import sys
 from pathlib import Path
 from ser import tracking
 tracking.FINISH_SECONDS = 3
-tracker = tracking.Tracking("online").open(Path(sys.argv[1]), {"train/lr": 0.1, "train/epochs": 3}, "folds")
+tracker = tracking.Tracking("online").open(Path(sys.argv[1]), {"train/lr": 0.1, "train/epochs": 3}, "folds", ["tagged"])
 tracker.log(1, {"train/loss": 2.0})
 tracker.confusion(1, [[3, 1], [0, 4]], ["angry", "sad"])
 print("logged", flush=True)
@@ -121,6 +121,7 @@ def test_wandb_receives_typed_settings_curves_and_the_confusion_matrix(tmp_path)
     assert not [name for name, content in server.files.items() if is_sound(name, content)]
     assert server.config["train/epochs"] == 3
     assert "folds" in server.groups
+    assert "tagged" in server.tags
 
 
 def test_an_outage_ends_neither_training_nor_waits_long_and_what_was_kept_is_synced_later(tmp_path):

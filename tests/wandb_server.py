@@ -14,7 +14,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.history, self.config, self.files, self.groups = [], {}, {}, set()
+        self.history, self.config, self.files, self.groups, self.tags = [], {}, {}, set(), set()
 
     @property
     def url(self):
@@ -46,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
             if variables.get("config"):
                 self.server.config |= {k: v["value"] for k, v in json.loads(variables["config"]).items()}
             self.server.groups.add(variables.get("groupName"))
+            self.server.tags |= set(variables.get("tags") or ())
             project = {"id": "p", "name": "ser", "entity": {"id": "e", "name": "me"}}
             bucket = {"id": "b", "name": variables.get("name"), "historyLineCount": 0, "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
