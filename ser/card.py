@@ -115,18 +115,20 @@ def title(model: Trained, trained: int) -> str:
         f"{protocol.label_source}); {trained:,} parameters were trained. Exported by ser {__version__}.",
     ]
     if facts := facts_of(model):
-        lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}."]
+        weights = f", weights SHA-256 `{facts['weights_sha256']}`" if "weights_sha256" in facts else ""
+        lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}{weights}."]
     return "\n".join(lines)
 
 
 def facts_of(model: Trained) -> dict[str, Any]:
-    """Return source and revision of the pretrained encoder, inside the model or before it; empty without one."""
+    """Return source, revision and fingerprint of the encoder, in the model or before it; empty without one."""
     inside = model.experiment.model.encoder
     pretrained = getattr(model.experiment.features.front_end, "pretrained", None)
     if inside is not None:
         facts = inside.facts
     else:
         facts = {} if pretrained is None else {"source": pretrained.source, "revision": pretrained.revision}
+        facts |= (model.checkpoint.get("features") or {}) if facts else {}
     if facts and Path(facts["source"]).is_absolute():  # a folder of this machine is nobody else's concern
         facts["source"] = Path(facts["source"]).name
     return facts

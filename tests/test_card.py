@@ -1,6 +1,7 @@
 """The model card: what the hub reads, and what a reader must know."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
     assert 'license: "cc-by-nc-sa-4.0"' in text
     assert "forbids commercial use" in text
     assert "openai/whisper-tiny.en, revision main" in text
+    assert re.search(r"revision main, weights SHA-256 `[0-9a-f]{64}`", text)
     assert "They also hold those of the encoder openai/whisper-tiny.en," in text
     assert "The encoder openai/whisper-tiny.en was trained by others" in text
     assert "Not scored yet" in text
