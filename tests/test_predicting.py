@@ -31,10 +31,15 @@ def sound(delivered, monkeypatch, tmp_path) -> list[Path]:
     return paths
 
 
-def ser(*arguments: object, home: Path) -> subprocess.CompletedProcess:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def ser(*arguments: object, home: Path, out: io.StringIO | None = None) -> subprocess.CompletedProcess:
     """Run the ``ser`` command in this process, which saves the start of one, with all that it keeps in ``home``."""
     words = [str(argument) for argument in arguments]
-    out, said = io.StringIO(), io.StringIO()
+    out, said = out or io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(said):
         patch.chdir(home)
         patch.setattr(sys, "argv", ["ser", *words])
@@ -74,6 +79,14 @@ def test_each_format_tells_the_same(model, sound, tmp_path):
         for label, value in row["probabilities"].items():
             assert float(line[f"p_{label}"]) == pytest.approx(value, abs=2e-6)
         assert line["file"] == cells[-1] == row["file"]
+
+
+def test_on_a_terminal_a_table_comes(model, sound, tmp_path):
+    shown = ser("predict", model, sound[0], home=tmp_path, out=Terminal()).stdout.splitlines()
+    assert shown[0].split()[-1] == "file"
+    assert shown[1].split()[-1] == str(sound[0])
+    ser("predict", model, sound[0], "--output", tmp_path / "answers", home=tmp_path, out=Terminal())
+    assert json.loads((tmp_path / "answers").read_text())["file"] == str(sound[0])
 
 
 def test_off_a_terminal_json_lines_come_and_doubt_has_no_label(model, sound, tmp_path):

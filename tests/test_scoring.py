@@ -163,6 +163,21 @@ def test_groups_have_the_figures_of_their_clips_and_gaps_their_difference():
     assert sum(row["grouping"] == "speaker" for row in rows) == 16
 
 
+def test_statements_and_lengths_are_groups():
+    predictions = made_up(480, 16)
+    clips = [
+        clip_of(name, speaker, statement=("01", "02")[number % 2], seconds=(1.5, 2.0, 3.9, 4.0)[number % 4])
+        for number, (name, speaker) in enumerate(zip(predictions.clips, predictions.speakers, strict=True))
+    ]
+    rows, gaps = subgroups(predictions, clips)
+    counts = {(row["grouping"], row["group"]): row["clips"] for row in rows if row["grouping"] != "speaker"}
+    assert counts == {
+        ("statement", "01"): 240, ("statement", "02"): 240, ("length", "below 2 s"): 120, ("length", "2-3 s"): 120,
+        ("length", "3-4 s"): 120, ("length", "from 4 s"): 120,
+    }  # fmt: skip
+    assert set(gaps) == {"statement", "length"}
+
+
 def test_an_age_that_is_no_number_stands_for_itself():
     assert [age_band(age) for age in ("29.5", "30", "71", "thirties", "nan", "")] == [
         "below 30 years", "30-45 years", "from 60 years", "thirties", "nan", "",
