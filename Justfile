@@ -142,7 +142,7 @@ prepare CORPUS: _install
     @'{{ python }}' '{{ tools }}/make_split.py' "$1"
     @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
 
-# features of gin/features/FEATURES.gin into the store; resumes and verifies: just gpus=2 extract ravdess hubert_large
+# features of gin/features/FEATURES.gin, or those of an experiment, into the store; resumes: just gpus=2 extract ravdess hubert_large
 [group('2 features')]
 [no-cd]
 [no-exit-message]
@@ -156,7 +156,7 @@ extract CORPUS FEATURES *OVERRIDES: _install
 probe CORPUS FEATURES *OVERRIDES: _install
     @'{{ python }}' '{{ tools }}/probe.py' "$@"
 
-# resolved, defaulted and unused values of an experiment; without one, the experiments that there are
+# settings, wiring, defaults and unused values of an experiment; without one, the experiments that there are
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]

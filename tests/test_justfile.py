@@ -1,6 +1,7 @@
 """The interface: every recipe parses, stands in its group, and hands its arguments on whole."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_results_look_where_the_caller_says(tmp_path):
     assert done.returncode != 0
     assert "just 'raw=my sound' 'allow_missing=1' 'prepare' 'ravdess'" in done.stdout
     assert "error: my sound: no sound file of RAVDESS speech here" in done.stderr
+
+
+def test_results_go_by_the_names_of_their_runs(prepared, tmp_path):
+    fake = tmp_path / "just"
+    fake.write_text('#!/bin/bash\nshift 2; printf "%s|" "$@" >> "$CALLS"; echo >> "$CALLS"\n')
+    fake.chmod(0o755)
+    env = dict(os.environ) | {"SER_HOME": str(prepared), "CALLS": str(tmp_path / "calls")}
+    script = [str(PROJECT / "tools/results.sh"), str(fake), str(PROJECT / "Justfile")]
+    subprocess.run([*script, "ravdess", "jobs=3", "gpus=1", "raw=x"], env=env, check=True, capture_output=True)
+    calls = [line.split("|")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls[0] == ["raw=x", "prepare", "ravdess"]
+    name = next(call[1] for call in calls if call[0] == "eval")
+    assert re.fullmatch(r"ravdess_stats_probe_copies-fold1-s1-[0-9a-f]{6}", name)
+    assert ["report", name] in calls
+    assert ["export", name] in calls
+    assert ["jobs=3", "gpus=1", "cv", "ravdess_stats_probe_copies"] in calls
+    assert calls[-1] == ["summary"]
 
 
 def test_a_users_mistake_keeps_exit_status_2(tmp_path):
