@@ -13,15 +13,15 @@ from ser import config, metrics, plots, stats
 from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
-from ser.evaluating import evaluated
+from ser.evaluating import evaluated, versions_of
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
 from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
-from ser.reporting import p_text
+from ser.reporting import missing_text, p_text, versions_text
 from ser.runs import create, train
-from ser.scoring import interval_reason
+from ser.scoring import interval_reason, paired
 from ser.starting import read_start
 from ser.state import is_finished
 
@@ -141,7 +141,7 @@ def ablate(
     }  # fmt: skip
     write_json(folder / "ablation.json", result)
     write_csv(folder / "ablation.csv", COLUMNS, [line | {"tags": " ".join(line["tags"])} for line in rows])
-    title = f"{experiment}: validation, {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{experiment}: validation, {seeds} seed{'s' if seeds > 1 else ''}; as it is: UAR {rows[0]['uar']:.3f}"
     plots.ablation(folder / "ablation.png", rows, plots.headed(title, tags=plain.tags))
     return folder, result
 
@@ -226,7 +226,7 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
         sum(one["hours"] for one in figures),
         figures[0]["parameters_trained"],
         figures[0]["tags"],
-        sorted({commit for one in figures for commit in one.get("commits", [])}),
+        versions_of(figures),
     )
 
 
@@ -235,8 +235,8 @@ def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
     first, second = plain.confusions.sum(0), own.confusions.sum(0)
     by_seed = own.uars - plain.uars
     differs = own is not plain
-    reason, known = interval_reason(own.predictions[0]), "" not in own.predictions[0].speakers
-    low, high = (None, None) if reason else stats.paired_intervals(first, second)["uar"] or (None, None)
+    intervals, p = paired(own.predictions[0], first, second)
+    low, high = intervals["uar"] or (None, None)
     return {
         "variant": name,
         "uar": float(own.uars.mean()),
@@ -245,7 +245,7 @@ def row(name: str, plain: Answered, own: Answered) -> dict[str, Any]:
         "difference": float(by_seed.mean()) if differs else None,
         "ci95_low": low if differs else None,
         "ci95_high": high if differs else None,
-        "p": stats.permutation_p(first, second)["uar"] if differs and known else None,
+        "p": p["uar"] if differs else None,
         "difference_lowest": float(by_seed.min()) if differs else None,
         "difference_highest": float(by_seed.max()) if differs else None,
         "hours": round(own.hours, 4),
@@ -258,7 +258,7 @@ def table(folder: Path, result: dict[str, Any]) -> str:
     """Return a comparison for people, and where its files lie."""
     rows = result["variants"]
     width = max(len(line["variant"]) for line in rows)
-    missing = f", {result['clips_missing']} official clips not at hand" if result["clips_missing"] else ""
+    missing = missing_text(result["clips_missing"])
     lines = [
         f"{result['trained_on']}; validation: {result['n_clips']} clips of {result['n_speakers']} speakers{missing}; "
         f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
@@ -275,9 +275,8 @@ def table(folder: Path, result: dict[str, Any]) -> str:
         lines.append(text.rstrip() + "".join(f"  [{tag}]" for tag in line["tags"]))
     if result["ci95_reason"]:
         lines.append(f"  no interval: {result['ci95_reason']}")
-    if len(result["commits"]) > 1:
-        shown = ", ".join(commit[:7] for commit in result["commits"])
-        lines.append(f"  trained by different versions of the code: {shown}")
+    if versions := versions_text(result["commits"]):
+        lines.append(f"  {versions}")
     chosen = result["chosen"] or "nothing"
     lines.append(f"  p: the two exchanged speaker by speaker; {chosen} was chosen on these speakers")
     return "\n".join([*lines, *(str(folder / name) for name in ("ablation.csv", "ablation.json", "ablation.png"))])

@@ -13,16 +13,7 @@ from ser.evaluating import made_with
 from ser.files import read_csv, read_json
 from ser.interfaces import Solvable
 from ser.layers import normalises_by_speaker
-from ser.reporting import (
-    TITLES,
-    corpus_says,
-    estimate,
-    gap_text,
-    licence_of,
-    temperature_of,
-    title_of,
-    with_interval,
-)  # fmt: skip
+from ser.reporting import TITLES, corpus_says, estimate, gap_text, licence_of, temperature_of, title_of, with_interval
 from ser.robustness import estimate_of, shown_value
 from ser.runs import Trained
 from ser.subgroups import COLUMNS

@@ -11,8 +11,8 @@ from ser.errors import UserError, nearest, some
 from ser.evaluating import made_with
 from ser.files import outputs_folder, read_json, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
-from ser.reporting import p_text
-from ser.scoring import interval_reason
+from ser.reporting import missing_text, p_text
+from ser.scoring import interval_reason, paired
 
 __all__ = ["check_same", "compare", "current_figures", "shared_evaluation", "table"]
 
@@ -106,10 +106,7 @@ def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
     counts = (first, second)
     figures = [metrics.figures(per_speaker.sum(0)) for per_speaker in counts]
     recalls = [metrics.recalls(per_speaker.sum(0)) for per_speaker in counts]
-    reason = interval_reason(one)
-    unknown = reason if "" in one.speakers else ""  # an exchange of unknown speakers' answers says nothing either
-    intervals = stats.paired_intervals(first, second) if not reason else dict.fromkeys(metrics.FIGURES)
-    p = stats.permutation_p(first, second) if not unknown else dict.fromkeys(metrics.FIGURES)
+    intervals, p = paired(one, first, second)
     right = [predictions.answers == references for predictions in (one, other)]
     return {
         "n_clips": len(one.clips),
@@ -121,7 +118,7 @@ def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
             }
             for name in metrics.FIGURES
         },
-        "ci95_reason": reason,
+        "ci95_reason": interval_reason(one),
         "recall": {
             label: [float(recalls[0][number]), float(recalls[1][number])]
             for label, number in index.items() if not np.isnan(recalls[0][number])
@@ -164,8 +161,6 @@ def table(folder: Path, result: dict[str, Any]) -> str:
     recalls = (f"{label} {second - first:+.2f}" for label, (first, second) in result["recall"].items())
     lines.append("  recall   " + "  ".join(recalls))
     lines.append(f"  {result['won']} clips won, {result['lost']} lost, of {result['n_clips']}")
-    missing = f", {result['clips_missing']} official clips not at hand" if result["clips_missing"] else ""
-    lines.append(
-        f"  {result['n_speakers']} speakers{missing}; p: the two exchanged speaker by speaker; seeds are not in it"
-    )
+    people = f"{result['n_speakers']} speakers{missing_text(result['clips_missing'])}"
+    lines.append(f"  {people}; p: the two exchanged speaker by speaker; seeds are not in it")
     return "\n".join([*lines, *(str(folder / name) for name in ("comparison.json", "flips.csv"))])

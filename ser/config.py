@@ -16,7 +16,7 @@ from typing import Any
 import gin
 
 from ser.annotations import fits, type_name
-from ser.errors import UserError, nearest, some
+from ser.errors import UserError, closest, nearest, some
 from ser.files import PROJECT
 from ser.gin_files import experiments, find_experiment, find_include
 
@@ -199,15 +199,17 @@ def statements(text: str, name: str) -> Iterator[Any]:
         ) from error
     except ValueError as error:  # a reference to an unknown or ambiguous name
         reason = str(error).strip().partition("\n")[0]
-        hint = nearest_configurable(reason)
-        hint += "; a module of your own must be named in config.ROOMS" if hint.startswith("; known") else ""
-        raise UserError(f"{name}: {reason}{hint}") from error
+        raise UserError(f"{name}: {reason}{nearest_configurable(reason)}") from error
 
 
 def nearest_configurable(reason: str) -> str:
     """Suggest a registered name for the quoted one in gin's message."""
     quoted = reason.split("'")
-    return nearest(quoted[1].rpartition(".")[2], short_names()) if len(quoted) > 2 else ""
+    if len(quoted) < 3:
+        return ""
+    name = quoted[1].rpartition(".")[2]
+    own = "" if closest(name, short_names()) else "; a module of your own must be named in config.ROOMS"
+    return nearest(name, short_names()) + own
 
 
 def short_names() -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import evaluate, highest
+from ser.evaluating import evaluate, highest, versions_of
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -59,6 +59,9 @@ def ensemble(
         validated = averaged(heard, chosen, average)
         temperature = calibration.temperature(validated.logits, validated.indices)
     joined = averaged([predictions for predictions, _ in members], chosen, average)
+    clips = read_table(about["corpus"]).clips
+    if gone := set(joined.clips) - {clip.clip for clip in clips}:
+        raise UserError(f"{about['corpus']}: clips that were scored are not at hand any more: {some(sorted(gone))}")
     every = [metrics for _, metrics in members]
     key = json.dumps([sorted(folder.name for folder in folders), average, weights])
     run = outputs_folder() / f"ensemble-{about['corpus']}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
@@ -74,20 +77,13 @@ def ensemble(
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
-        "test_scorings": 0,
-        "commits": sorted({commit for metrics in every for commit in metrics.get("commits", [])}),
+        "test_scorings": 0 if about["part"] == "val" else max(map(scorings, folders, [label] * len(every), every)),
+        "commits": versions_of(every),
         "temperature": temperature,
         "speaker_clips": about.get("speaker_clips"),
         **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
     }
-    clips = read_table(about["corpus"]).clips
     tempered = None if temperature is None else joined.tempered(temperature)
-    if gone := set(joined.clips) - {clip.clip for clip in clips}:
-        raise UserError(f"{about['corpus']}: clips that were scored are not at hand any more: {some(sorted(gone))}")
-    if about["part"] in ("test", "all"):
-        result["test_scorings"] = max(
-            scorings(folder, label, figures) for folder, figures in zip(folders, every, strict=True)
-        )
     folder = run / "eval" / label
     figures = evaluation.write_evaluation(folder, joined, result, clips, tempered)
     write_json(run / "ensemble.json", {"members": result["members"], "average": average, "weights": weights})

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-__all__ = ["UserError", "first_line", "nearest", "some", "tool"]
+__all__ = ["UserError", "closest", "first_line", "nearest", "some", "tool"]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
@@ -20,16 +20,21 @@ class UserError(Exception):
     """A mistake of the user's: says the file, the value, what was expected and what to do next."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'X'?"`` for the nearest of ``known`` names, or a list of a few of them.
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return which of ``known`` names was meant, empty where none is close.
 
-    A name is near when it holds the whole of this one (``lr``: ``train/lr``), or differs from it by a typing error.
+    That is one which differs by a typing error, or holds the whole of the name (``lr``: ``train/lr``).
     """
     names = sorted(set(known))
     longer = [each for each in names if each.endswith(f"/{name}") or each.startswith(f"{name}_")]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE) or longer
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=CLOSE) or longer), "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'X'?"`` for the closest of ``known`` names, or a list of a few of them."""
+    names = sorted(set(known))
+    if close := closest(name, names):
+        return f"; did you mean '{close}'?"
     return f"; known: {some(names, 12)}" if names else ""
 
 

@@ -23,6 +23,7 @@ from ser.votes import Votes, plurality
 
 __all__ = [
     "about_run", "check_unseen", "evaluate", "evaluated", "highest", "made_with", "predict", "raters", "tags_of",
+    "versions_of",
 ]  # fmt: skip
 
 
@@ -205,6 +206,11 @@ def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
 def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
     """Return the highest value of a name among lines of figures, or None where none has it."""
     return max((line[name] for line in lines if line.get(name) is not None), default=None)
+
+
+def versions_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the commits of the code that trained some figures' runs, each once; an earlier ser wrote none down."""
+    return sorted({commit for line in lines for commit in line.get("commits", [])})
 
 
 def about_run(model: Trained) -> dict[str, Any]:

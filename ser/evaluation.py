@@ -129,5 +129,6 @@ def count_scoring(run: Path, what: str, how: str = "") -> int:
     """
     path = run / "scorings.jsonl"
     append_line(path, json.dumps({"scored": what + how}))
-    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))  # a line cut short counts, too
+    # Lines are looked at as text: one that a crash cut short is no JSON.
+    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
     return sum(line.startswith(begins) for line in path.read_text().splitlines())

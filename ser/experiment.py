@@ -133,12 +133,10 @@ class Experiment:
             )
         masks = [type(op).__name__ for _, op in self.augment.of_kind("features")]
         if masks and self.model.takes != "frames":
-            mend = (
-                "keep one layer, such as 'encoder/layers = [4]'" if self.model.takes == "layers" else "choose another"
-            )
+            one = "keep one layer, such as 'encoder/layers = [4]', or " if self.model.takes == "layers" else ""
             raise UserError(
-                f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}; {mend}, or set "
-                "'Augmentation.operations = []'"
+                f"augment: {' and '.join(masks)} change frames, but {model} takes {self.model.takes}; {one}include "
+                "gin/augment/none.gin"
             )
         self.check_loss()
         sound = [type(op).__name__ for kind in ("sound", "mix_sound") for _, op in self.augment.of_kind(kind)]

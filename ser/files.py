@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ser.errors import UserError, nearest, some
+from ser.errors import UserError, closest, nearest, some
 
 __all__ = [
     "PROJECT",
@@ -86,8 +86,8 @@ def run_folder(run: str, scored: bool = False) -> Path:
     if not good(folder):
         found = [path for path in outputs.iterdir() if good(path)] if outputs.is_dir() else []
         names = [path.name for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
-        hint = nearest(run, [*names, "last"])
-        hint = f"; newest: {some(names)}" if names and hint.startswith("; known") else hint
+        known = [*names, "last"]
+        hint = nearest(run, known) if closest(run, known) or not names else f"; newest: {some(names)}"
         raise UserError(f"{run}: no run of this name (a run folder holds run.gin){hint}")
     return folder
 

@@ -90,7 +90,7 @@ def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     ax.set_yticks(places, [row["variant"] for row in changed], fontsize=8)
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.25)
-    drawing.suptitle(f"{title}; as it is: UAR {rows[0]['uar']:.3f}", fontsize=10)
+    drawing.suptitle(title, fontsize=10)
     drawing.supxlabel("difference in UAR; line: 95 % over speakers, bar: from seed to seed", fontsize=9)
     save(drawing, path)
 
@@ -174,25 +174,16 @@ def curves(path: Path, log: Sequence[Mapping[str, Any]], title: str) -> None:
     epochs = [line["epoch"] for line in lines]
     drawing, (left, right) = figure(9, 3.4, columns=2)
     marker = "o" if len(lines) < 30 else None
-    left.plot(
-        epochs,
-        [line.get("epoch/train_loss", np.nan) for line in lines],
-        color=GREY,
-        marker=marker,
-        ms=3,
-        label="training",
-    )
+
+    def loss(name: str, color: str, label: str) -> None:
+        values = [line.get(name, np.nan) for line in lines]  # a log leaves out what is not finite
+        left.plot(epochs, values, color=color, marker=marker, ms=3, label=label)
+
+    loss("epoch/train_loss", GREY, "training")
     left.set_ylabel("loss (nats)")
     axes = [left]
     if validated := all("val/uar" in line for line in lines):
-        left.plot(
-            epochs,
-            [line.get("val/loss", np.nan) for line in lines],
-            color=BLUE,
-            marker=marker,
-            ms=3,
-            label="validation",
-        )
+        loss("val/loss", BLUE, "validation")
         uar = [line["val/uar"] for line in lines]
         right.plot(epochs, uar, color=BLUE, marker=marker, ms=3, label="UAR")
         right.plot(epochs, [line["val/wa"] for line in lines], color=ORANGE, lw=1, label="WA")

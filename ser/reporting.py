@@ -14,9 +14,11 @@ __all__ = [
     "evaluation",
     "gap_text",
     "licence_of",
+    "missing_text",
     "p_text",
     "temperature_of",
     "title_of",
+    "versions_text",
     "with_interval",
 ]
 
@@ -50,14 +52,24 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
         rows.append(("calibration", f"{figures} with {temperature_of(metrics)}"))
     for grouping, gap in metrics["gaps"].items():
         rows.append((f"by {grouping}", gap_text(gap)))
-    if len(commits := metrics.get("commits") or []) > 1:
-        rows.append(("code", f"trained by different versions of it: {', '.join(commit[:7] for commit in commits)}"))
-    missing = f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""
+    if versions := versions_text(metrics.get("commits") or []):
+        rows.append(("code", versions))
+    missing = missing_text(metrics["clips_missing"])
     labels = f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}"
     rows.append(("scored", f"{metrics['n_clips']} clips, {metrics['n_speakers']} speakers{missing}; {labels}"))
     rows.append(("split", f"{metrics['split_sha256'][:12]}; test scorings {metrics['test_scorings']}"))
     lines = [f"  {name:<13}{text}" for name, text in rows]
     return "\n".join([head, *lines, *(str(folder / name) for name in FILES)])
+
+
+def missing_text(clips: int) -> str:
+    """Return what follows a number of clips where official ones are missing."""
+    return f", {clips} official clips not at hand" if clips else ""
+
+
+def versions_text(commits: Sequence[str]) -> str:
+    """Say that runs were trained by different versions of the code; empty where they were not."""
+    return f"trained by different versions: {', '.join(each[:7] for each in commits)}" if len(commits) > 1 else ""
 
 
 def title_of(metrics: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ser import calibration, metrics, stats
 from ser.predictions import Predictions
 
-__all__ = ["LIKELIHOODS", "Sums", "interval_reason", "score", "sums_of", "validation_figures"]
+__all__ = ["LIKELIHOODS", "Sums", "interval_reason", "paired", "score", "sums_of", "validation_figures"]
 
 LIKELIHOODS = ("nll", "brier", "ece")  # what a temperature changes
 CURVE = 20  # points of the curve of risk and coverage that are kept
@@ -100,6 +100,20 @@ def interval_reason(predictions: Predictions) -> str | None:
     if "" in predictions.speakers:
         return "the speakers are unknown"
     return stats.interval_reason(len(set(predictions.speakers)))
+
+
+def paired(
+    predictions: Predictions, first: np.ndarray, second: np.ndarray
+) -> tuple[dict[str, list[float] | None], dict[str, float | None]]:
+    """Return ``stats.paired_intervals`` and ``stats.permutation_p`` of two systems, None where there are none.
+
+    Args:
+        predictions: of one of them; speakers that are unknown can be neither drawn nor exchanged.
+        first, second: confusion matrices [S, C, C] of their speakers.
+    """
+    none = dict.fromkeys(metrics.FIGURES)
+    intervals = none if interval_reason(predictions) else stats.paired_intervals(first, second)
+    return intervals, none if "" in predictions.speakers else {**stats.permutation_p(first, second)}
 
 
 def score(predictions: Predictions, tempered: Predictions | None = None) -> dict[str, Any]:

@@ -124,6 +124,28 @@ def trained_home(prepared, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def heard(monkeypatch) -> set[str]:
+    """Return the names of the clips that are read from now on, from a store or as sound."""
+    from ser import audio
+    from ser.features import FeatureStore
+
+    stored, sound, names = FeatureStore.read, audio.read, set()
+    monkeypatch.setattr(FeatureStore, "read", lambda self, clip: names.add(clip.clip) or stored(self, clip))
+    monkeypatch.setattr(audio, "read", lambda path: names.add(path.stem) or sound(path))
+    return names
+
+
+def check_test_part_untouched(experiment, run, heard: set[str]) -> None:
+    """See that training and validation were read, the test part was not, and nothing of it was scored."""
+    parts = {part: {clip.clip for clip in clips} for part, clips in experiment.protocol.members.items()}
+    assert parts["train"] | parts["val"] <= heard
+    assert parts["test"]
+    assert not parts["test"] & heard
+    assert not (run.folder / "scorings.jsonl").exists()
+    assert not (run.folder / "eval").exists()
+
+
 @functools.cache
 def warm_start() -> subprocess.Popen:
     """Return what runs the commands of this worker's tests, see ``warm_start.py``."""

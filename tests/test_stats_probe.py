@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import command, one_error_line
+from conftest import check_test_part_untouched, command, one_error_line
 from sklearn.linear_model import LogisticRegression
 
-from ser import audio, checkpoints, config, exporting, runs
+from ser import checkpoints, config, exporting, runs
 from ser.batches import Batch
 from ser.errors import UserError
 from ser.evaluating import evaluate
-from ser.features import FeatureStore
 from ser.layers import Speakers
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
@@ -227,17 +226,8 @@ def test_strengths_are_chosen_on_validation_and_both_parts_train_in_the_end(enco
 
 @pytest.mark.parametrize("normalisation", ["corpus", "speaker"])
 @pytest.mark.parametrize("refit", [True, False])
-def test_the_test_part_is_never_read_in_solving_and_choosing(encoded, trained_home, monkeypatch, refit, normalisation):
-    stored, sound, heard = FeatureStore.read, audio.read, set()
-    monkeypatch.setattr(FeatureStore, "read", lambda self, clip: heard.add(clip.clip) or stored(self, clip))
-    monkeypatch.setattr(audio, "read", lambda path: heard.add(path.stem) or sound(path))
-    experiment, run = train(f"stats/refit = {refit}", f"stats/normalisation = '{normalisation}'")
-    parts = {part: {clip.clip for clip in clips} for part, clips in experiment.protocol.members.items()}
-    assert parts["train"] | parts["val"] <= heard
-    assert parts["test"]
-    assert not parts["test"] & heard
-    assert not (run.folder / "scorings.jsonl").exists()
-    assert not (run.folder / "eval").exists()
+def test_the_test_part_is_never_read_in_solving_and_choosing(encoded, trained_home, heard, refit, normalisation):
+    check_test_part_untouched(*train(f"stats/refit = {refit}", f"stats/normalisation = '{normalisation}'"), heard)
 
 
 def test_without_refitting_validation_can_be_scored_and_is_what_was_logged(encoded, trained_home):

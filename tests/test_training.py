@@ -9,15 +9,14 @@ import types
 
 import pytest
 import torch
-from conftest import PROJECT, StopAfter, command, one_error_line
+from conftest import PROJECT, StopAfter, check_test_part_untouched, command, one_error_line
 from corpus_factory import prepare_corpus
 from encoder_factory import instead
 
-from ser import audio, checkpoints, config, gin_files, preparing, runs, training
+from ser import checkpoints, config, gin_files, preparing, runs, training
 from ser.corpora import corpus
 from ser.errors import UserError
 from ser.extraction import extract
-from ser.features import FeatureStore
 from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
 
@@ -83,18 +82,10 @@ def test_a_run_leaves_everything_that_describes_it(trained_home):
     [(), ("ecapa/normalisation = 'speaker'",), ("Features.cached = False",)],
     ids=["corpus", "speaker", "sound"],
 )
-def test_the_test_part_is_never_read_in_training(trained_home, monkeypatch, overrides):
-    stored, sound, heard = FeatureStore.read, audio.read, set()
-    monkeypatch.setattr(FeatureStore, "read", lambda self, clip: heard.add(clip.clip) or stored(self, clip))
-    monkeypatch.setattr(audio, "read", lambda path: heard.add(path.stem) or sound(path))
+def test_the_test_part_is_never_read_in_training(trained_home, heard, overrides):
     experiment, run = start("demo_ecapa", "train/epochs = 1", *overrides)
     assert runs.train(experiment, run, progress=False) == 0
-    parts = {part: {clip.clip for clip in clips} for part, clips in experiment.protocol.members.items()}
-    assert parts["train"] | parts["val"] <= heard
-    assert parts["test"]
-    assert not parts["test"] & heard
-    assert not (run.folder / "scorings.jsonl").exists()
-    assert not (run.folder / "eval").exists()
+    check_test_part_untouched(experiment, run, heard)
 
 
 def test_a_finished_run_is_left_alone(trained_home, capsys):
