@@ -2,7 +2,7 @@
 
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
-ground    annotations, errors, interrupts, files, progress, plots, pages
+ground    annotations, errors, interrupts, files, progress, environment, plots, pages
 basics    gin_files, labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading

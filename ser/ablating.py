@@ -13,13 +13,13 @@ from ser import config, metrics, plots, stats
 from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
-from ser.evaluating import evaluated, versions_of
+from ser.evaluating import commits_of, evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
 from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
-from ser.reporting import missing_text, p_text, versions_text
+from ser.reporting import commits_text, missing_text, p_text
 from ser.runs import create, train
 from ser.scoring import interval_reason, paired
 from ser.starting import read_start
@@ -163,7 +163,8 @@ def planned(
         if any(SEED.match(binding) for binding in (*common, *own)):
             raise UserError("each variant is trained with seed = 1, 2 and so on; say how many with seeds=N")
         overrides = [(*common, *own, f"seed = {seed}") for seed in seeds]
-        made, run = create(config.load(experiment, overrides[0]))
+        settings = config.load(experiment, overrides[0])
+        made, run = create(settings)
         if other := known.get(run.folder.name):
             raise UserError(f"'{name}' trains the same as '{other}'; leave one of them out")
         plain = made if plain is None else plain
@@ -172,7 +173,7 @@ def planned(
         variants.append(Variant(name, overrides))
     assert plain is not None
     text = " ".join([*sorted(known), str(len(seeds))])
-    return variants, plain, f"{run.group}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return variants, plain, f"{settings.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def check(made: Experiment, plain: Experiment, name: str) -> None:
@@ -226,7 +227,7 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
         sum(one["hours"] for one in figures),
         figures[0]["parameters_trained"],
         figures[0]["tags"],
-        versions_of(figures),
+        commits_of(figures),
     )
 
 
@@ -275,7 +276,7 @@ def table(folder: Path, result: dict[str, Any]) -> str:
         lines.append(text.rstrip() + "".join(f"  [{tag}]" for tag in line["tags"]))
     if result["ci95_reason"]:
         lines.append(f"  no interval: {result['ci95_reason']}")
-    if versions := versions_text(result["commits"]):
+    if versions := commits_text(result["commits"]):
         lines.append(f"  {versions}")
     chosen = result["chosen"] or "nothing"
     lines.append(f"  p: the two exchanged speaker by speaker; {chosen} was chosen on these speakers")

@@ -55,7 +55,7 @@ def check_index(where: str, index: Any) -> dict[str, Any]:
     if index["format"] > FORMAT:
         raise UserError(
             f"{where}: is of format {index['format']}, made by ser {index.get('ser')}; this ser reads up to "
-            f"{FORMAT}: pip install --upgrade ser-toolkit"
+            f"{FORMAT}: update ser"
         )
     missing = [name for name in WANTED if name not in index]
     files = index.get("files")

@@ -81,14 +81,17 @@ class Mixup(Operation):
         self.alpha = alpha
 
     def __call__(self, x: Tensor, lengths: Tensor, targets: Tensor, random: ClipRandom) -> tuple[Tensor, Tensor]:
-        """Return mixed x [B, T, D] or sound [B, N], and targets [B, C]; a neighbour is cut at the clip's own end."""
+        """Return mixed x [B, ...], of clips of one length, or sound [B, N], and targets [B, C].
+
+        Of sound, a neighbour is cut at the clip's own end.
+        """
         chosen = self.chosen(random)
         own = random.beta(self.alpha)
         own = torch.where(chosen, torch.maximum(own, 1 - own), 1.0).to(x)  # at least half stays its own
         share = own.reshape(-1, *[1] * (x.dim() - 1))
         weight = own[:, None].to(targets)
-        inside = clip_mask(lengths, x.shape[1]).reshape(*x.shape[:2], *[1] * (x.dim() - 2))
-        return share * x + (1 - share) * inside * x.roll(1, 0), weight * targets + (1 - weight) * targets.roll(1, 0)
+        neighbour = x.roll(1, 0) * clip_mask(lengths, x.shape[1]) if x.dim() == 2 else x.roll(1, 0)
+        return share * x + (1 - share) * neighbour, weight * targets + (1 - weight) * targets.roll(1, 0)
 
 
 class SoundMixup(Mixup):

@@ -17,10 +17,10 @@ from ser.bench_extraction import extraction
 from ser.bench_inference import inference
 from ser.bench_models import models
 from ser.bench_training import training
+from ser.environment import environment
 from ser.errors import UserError, nearest
 from ser.files import PROJECT, outputs_folder, write_json
 from ser.measuring import Row, compare, limited
-from ser.tracking import environment
 
 __all__ = ["BENCHMARKS", "run"]
 

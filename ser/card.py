@@ -139,7 +139,7 @@ def usage(model: Trained) -> str:
     return f"""## Use
 
 ```sh
-pip install ser-toolkit
+pip install ser_toolkit-*.whl           # from the toolkit's repository, by: just wheel
 ser predict FOLDER speech.wav          # the folder of this card, or where it was published
 ```
 

@@ -25,14 +25,18 @@ def doctor() -> str:
     """Return versions, devices, which corpora were found, and what to do next."""
     import torch
 
+    from ser.environment import PACKAGES, installed
     from ser.files import home
-    from ser.tracking import PACKAGES, installed
 
     lines = [f"ser {__version__}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [f"  {name:<14}{installed(name) or 'not installed; run: just setup'}" for name in PACKAGES[1:]]
     lines.append("devices")
     lines.append(f"  CPU: {torch.get_num_threads()} threads")
-    for index in range(torch.cuda.device_count()):
+    seen = torch.cuda.device_count()
+    if seen and not torch.cuda.is_available():  # its driver is too old
+        lines.append(f"  {seen} GPU that torch cannot use: its CUDA {torch.version.cuda} needs a newer driver")
+        seen = 0
+    for index in range(seen):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         lines.append(f"  GPU {index}: {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
     lines.append(f"corpora, in {home() / 'data'}")
@@ -74,7 +78,9 @@ def corpora_found() -> dict[str, tuple[str, str]]:
 
 def next_step(corpus: str, stores: list[str]) -> str:
     """Return the command that goes on with a prepared corpus from the features that it has."""
-    english = corpus in ("crema_d", "ravdess")  # as in gin/exp/
-    if corpus != "demo" and f"whisper_tiny{'_en' if english else ''}-statistics" in stores:
+    encoder = f"whisper_tiny{'_en' if corpus in ('crema_d', 'ravdess') else ''}"  # as in gin/exp/
+    if corpus != "demo" and f"{encoder}-statistics" in stores:
         return f"just train {corpus}_stats_probe"
-    return f"just train {corpus}_ecapa" if "logmel80" in stores else f"just extract {corpus} logmel80"
+    if "logmel80" in stores:
+        return f"just train {corpus}_ecapa"
+    return f"just extract {corpus} {'logmel80' if corpus == 'demo' else encoder}"

@@ -19,6 +19,7 @@ __all__ = [
     "added",
     "autocast",
     "barrier",
+    "choose_int8_engine",
     "device",
     "exact_float32",
     "gathered",
@@ -178,6 +179,14 @@ def exact_float32() -> None:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+
+
+def choose_int8_engine() -> None:
+    """Let int8 be computed where torch is built for it and has chosen no engine, as on Apple silicon."""
+    quantized = torch.backends.quantized
+    engines = [engine for engine in quantized.supported_engines if engine != "none"]
+    if quantized.engine == "none" and engines:
+        quantized.engine = engines[0]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

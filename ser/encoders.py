@@ -63,7 +63,8 @@ class Pretrained:
         """Return the encoder in float32 on the CPU, in evaluation mode.
 
         Raises:
-            UserError: not found, damaged, of an unknown family, or of another shape than was said.
+            UserError: not found, damaged, of an unknown family, of another shape than was said, or a WavLM that is to
+                be compiled.
         """
         encoder = load(self.source, self.revision)
         for name, said, found in (("width", self.width, encoder.width), ("states", self.states, encoder.layers)):
@@ -71,6 +72,8 @@ class Pretrained:
                 raise UserError(
                     f"encoder/{name} is {said}, but {self.source} has {found}; set 'encoder/{name} = {found}'"
                 )
+        if self.compile and getattr(encoder, "wavlm", False):
+            raise UserError(f"encoder/compile is True, but {self.source} is a WavLM, whose layers run by their parts")
         return encoder.eval()
 
     def dtype(self, device: torch.device) -> torch.dtype:

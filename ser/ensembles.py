@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import evaluate, highest, versions_of
+from ser.evaluating import commits_of, evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -78,7 +78,7 @@ def ensemble(
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
         "test_scorings": 0 if about["part"] == "val" else max(map(scorings, folders, [label] * len(every), every)),
-        "commits": versions_of(every),
+        "commits": commits_of(every),
         "temperature": temperature,
         "speaker_clips": about.get("speaker_clips"),
         **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
@@ -157,14 +157,25 @@ def fitted_weights(members: Sequence[Predictions], average: str) -> np.ndarray:
     references = members[0].indices
     rows = np.arange(len(references))
     logs = np.stack([calibration.log_softmax(predictions.logits) for predictions in members])
-    weights = np.full(len(members), 1 / len(members))
+    own = np.exp(logs[:, rows, references])
+
+    def loss(weights: np.ndarray) -> float:
+        if average == "probabilities":
+            return float(-np.log((weights @ own).clip(1e-12)).mean())
+        return float(-calibration.log_softmax(np.tensordot(weights, logs, 1))[rows, references].mean())
+
+    weights, rate = np.full(len(members), 1 / len(members)), RATE
+    least = loss(weights)
     for _ in range(STEPS):
         if average == "probabilities":
-            own = np.exp(logs[:, rows, references])
             slope = (own / (weights @ own).clip(1e-12)).mean(1)
         else:
             mixed = np.exp(calibration.log_softmax(np.tensordot(weights, logs, 1)))
             slope = (logs[:, rows, references] - (mixed * logs).sum(2)).mean(1)
-        weights = weights * np.exp(RATE * (slope - slope.max()))
-        weights /= weights.sum()
+        tried = weights * np.exp(rate * (slope - slope.max()))
+        tried /= tried.sum()
+        if (found := loss(tried)) <= least + 1e-12:
+            weights, least, rate = tried, found, min(RATE, 1.2 * rate)
+        else:  # the step leapt over the valley, as it does where members are very sure
+            rate /= 2
     return weights

@@ -9,6 +9,7 @@ import numpy as np
 
 from ser import checkpoints, evaluation, metrics
 from ser.batches import ClipReader, Source, check_labels, open_source
+from ser.environment import commits
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
 from ser.files import read_json
@@ -18,12 +19,20 @@ from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
 from ser.state import check_made_with, check_unchanged
-from ser.tracking import commits, read_log
+from ser.tracking import read_log
 from ser.votes import Votes, plurality
 
 __all__ = [
-    "about_run", "check_unseen", "evaluate", "evaluated", "highest", "made_with", "predict", "raters", "tags_of",
-    "versions_of",
+    "about_run",
+    "check_unseen",
+    "commits_of",
+    "evaluate",
+    "evaluated",
+    "highest",
+    "made_with",
+    "predict",
+    "raters",
+    "tags_of",
 ]  # fmt: skip
 
 
@@ -208,7 +217,7 @@ def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
     return max((line[name] for line in lines if line.get(name) is not None), default=None)
 
 
-def versions_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+def commits_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the commits of the code that trained some figures' runs, each once; an earlier ser wrote none down."""
     return sorted({commit for line in lines for commit in line.get("commits", [])})
 
@@ -230,6 +239,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "trained_on": model.experiment.protocol.describe()
         + (", validation speakers too" if model.experiment.hears_validation else "")
         + (f", begun with {start['run']}" if start else ""),
+        "train_speakers": list(model.checkpoint["train_speakers"]),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),
     }

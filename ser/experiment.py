@@ -226,7 +226,7 @@ class Run:
         folder: ``outputs/<exp>[-fold<k>]-s<seed>-<hash6>``.
         config: text of ``run.gin``: the resolved bindings.
         settings: the same as typed values.
-        group: what the folds and seeds of one experiment share.
+        group: name of what differs from it in seed and fold alone.
     """
 
     folder: Path

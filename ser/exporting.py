@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ser import __version__, checkpoints
+from ser import __version__, checkpoints, dist
 from ser.adapting import LoraLinear
 from ser.artefact import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, checksum, read_index
 from ser.audio import SAMPLE_RATE
@@ -259,8 +259,12 @@ def int8(pipeline: Pipeline, path: Path) -> Answers:
 
     Its inputs are rounded by the range of the whole batch, so it is to answer one clip at a time.
     """
-    with quiet():
-        small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(pipeline), {nn.Linear}, torch.qint8)
+    dist.choose_int8_engine()
+    try:
+        with quiet():
+            small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(pipeline), {nn.Linear}, torch.qint8)
+    except RuntimeError as error:  # as a torch without int8 says it
+        raise LeftOut(f"this torch has no int8 ({first_line(error)})") from error
     return script(small, path)
 
 
@@ -277,7 +281,9 @@ def onnx(pipeline: Pipeline, path: Path) -> Answers:
     try:
         import onnxruntime
     except ImportError as error:
-        raise LeftOut("onnxruntime is not installed: pip install 'ser-toolkit[onnx]'") from error
+        raise LeftOut("onnxruntime is not installed: pip install onnx onnxruntime") from error
+    if sum(tensor.numel() * tensor.element_size() for tensor in pipeline.state_dict().values()) >= 2**31:
+        raise LeftOut("its weights are above the 2 GiB that an ONNX file may have; take model.ts")
     free = {"sound": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}, "probabilities": {0: "batch"}}
     with quiet(), torch.no_grad():
         try:

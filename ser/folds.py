@@ -8,7 +8,7 @@ from typing import Any
 
 from ser import config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluating import evaluated, highest, raters, versions_of
+from ser.evaluating import commits_of, evaluated, highest, raters
 from ser.files import outputs_folder, read_json, write_text
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import pool, read_predictions
@@ -89,10 +89,15 @@ def cross_validate(
         "raters": raters(protocol.votes, protocol.label_source, scored),
         "tags": ["pooled-folds", *results[0]["tags"]],
         "test_scorings": max(result["test_scorings"] for result in results),
-        "commits": versions_of(results),
+        "commits": commits_of(results),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [
-            {"fold": number, "run": result["run"], **{name: result[name] for name in metrics.FIGURES}}
+            {
+                "fold": number,
+                "run": result["run"],
+                "train_speakers": result.get("train_speakers"),
+                **{name: result[name] for name in metrics.FIGURES},
+            }  # fmt: skip
             for number, result in enumerate(results, start=1)
         ],
     }

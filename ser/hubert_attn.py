@@ -116,15 +116,15 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     On a CPU an LSTM over padded clips is at least about twice as fast as one over packed clips. So each direction runs
     alone there, the second over clips turned round: both meet a clip's frames before its padding. cuDNN packs.
     """
-    if x.is_cuda:
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
-    inside = clip_mask(lengths, x.shape[1])
-    steps = places(x.shape[1], x)
-    turned = torch.where(inside, lengths[:, None] - 1 - steps, steps)[..., None]
-    # In half precision it would be slower.
-    with torch.autocast("cpu", enabled=False):
+    # In float32: in half precision a CPU is slower, and cuDNN takes fp16 for bf16, too, whose gradients nothing scales.
+    with torch.autocast(x.device.type, enabled=False):
         x = full(x)
+        if x.is_cuda:
+            packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        inside = clip_mask(lengths, x.shape[1])
+        steps = places(x.shape[1], x)
+        turned = torch.where(inside, lengths[:, None] - 1 - steps, steps)[..., None]
         for layer in range(lstm.num_layers):
             ahead = one_way(lstm, x, f"_l{layer}")
             behind = one_way(lstm, x.gather(1, turned.expand_as(x)), f"_l{layer}_reverse")
@@ -135,5 +135,5 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
 def one_way(lstm: nn.LSTM, x: Tensor, name: str) -> Tensor:
     """Run one direction of one layer of an LSTM over padded clips [B, T, D]: [B, T, H]."""
     weights = [getattr(lstm, kind + name) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    begin = torch.zeros_like(x[:, 0, :1]).expand(1, -1, lstm.hidden_size)
+    begin = torch.zeros_like(x[:, 0, :1]).expand(1, -1, lstm.hidden_size).contiguous()  # cuDNN, of exports, wants it
     return torch.lstm(x, [begin, begin], weights, True, 1, 0.0, lstm.training, False, True)[0]

@@ -64,6 +64,7 @@ def load(
         return Predictor(pipeline, facts, identity, device, speakers=speakers)
     index = read_index(folder)
     path = checked_file(folder, index, VARIANTS[variant])
+    dist.choose_int8_engine()
     model, pin = script(path, device), checksum(folder / INDEX)
     return Predictor(model, index, index["identity"], device, variant == "int8", speakers, pin)
 

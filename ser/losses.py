@@ -20,7 +20,7 @@ BETA = 0.999  # of the effective number of samples
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:
-    """Return float [C] with mean 1 over the classes that occur; a class without clips gets 0.
+    """Return float [C] with mean 1 over the classes that occur; a class without clips gets 0, but for ``none``.
 
     ``inverse`` is 1 / count; ``effective`` is 1 / (1 - beta^count), the effective number of samples of
     Cui et al. 2019 (https://arxiv.org/abs/1901.05555); ``none`` is 1 for all.

@@ -22,8 +22,8 @@ STORES = {  # what is extracted: hours on RAVDESS and CREMA-D, GiB
 MODELS = {  # what they read ("" is sound), hours of six folds of RAVDESS, and of CREMA-D's one split; GiB
     "ecapa": ("logmel80", 0.5, 0.2, 3),
     "ecapa_aam": ("logmel80", 0.5, 0.2, 3),
-    "stats_probe_hubert": ("hubert", 0.4, 0.3, 2),
-    "stats_probe_whisper": ("whisper", 0.6, 0.5, 2),
+    "stats_probe_hubert": ("hubert", 0.4, 0.3, 4),
+    "stats_probe_whisper": ("whisper", 0.6, 0.5, 6),
     "hubert_attn": ("hubert-frames", 0.5, 0.3, 4),
     "hubert_attn_finetune": ("", 1.2, 0.8, 24),
     "whisper_prompt": ("", 1.0, 0.8, 24),

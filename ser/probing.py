@@ -25,6 +25,7 @@ from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 __all__ = ["probe", "table"]
 
 FOLDS = 5
+WIDE = 20_000  # features of a clip from which a fit takes gigabytes
 COLUMNS = ("layer", "uar", "uar_low", "uar_high", "wa", "wa_low", "wa_high")
 
 
@@ -63,7 +64,8 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
         inputs["all"] = x.reshape(len(x), -1)
     work = [(name, fold) for name in inputs for fold in range(len(folds))]
     # Threads: what takes long lets go of Python's lock, and nothing has to be copied.
-    jobs = Parallel(n_jobs=cores(), prefer="threads", return_as="generator")(
+    at_once = cores() if x[0].size < WIDE else min(cores(), 2)
+    jobs = Parallel(n_jobs=at_once, prefer="threads", return_as="generator")(
         delayed(held_out_logits)(inputs[name], classes, folds[fold], weights, model.strengths[0], len(model.labels))
         for name, fold in work
     )

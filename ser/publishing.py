@@ -21,16 +21,17 @@ __all__ = ["fetch", "publish"]
 
 CARD = "model_card.md"
 VERSION = 16  # characters of the SHA-256 of the index that name a version
-EXTRAS = {"s3": "pip install 'ser-toolkit[s3]'", "http": "pip install aiohttp", "https": "pip install aiohttp"}
+EXTRAS = {"s3": "pip install s3fs", "http": "pip install aiohttp", "https": "pip install aiohttp"}
 
 
-def publish(folder: Path, url: str, overwrite: bool = False) -> list[str]:
+def publish(folder: Path, url: str, overwrite: bool = False, private: bool = False) -> list[str]:
     """Upload an export; what is there already is not uploaded again.
 
     Args:
         folder: of the export.
         url: ``s3://bucket/path``, ``hf://user/repository``, ``file:///path``, or another that fsspec knows.
         overwrite: replace another version that is published there.
+        private: make a new repository of the hub private; one that is there stays as it is.
 
     Returns:
         Lines that say what was done, and how to read it back.
@@ -41,12 +42,17 @@ def publish(folder: Path, url: str, overwrite: bool = False) -> list[str]:
     if "://" not in url:
         raise UserError(f"{url}: expected an address such as s3://bucket/name, hf://user/name or file:///path")
     check_address(url)
+    if private and not is_hub(url):
+        raise UserError(f"{shown(url)}: who may read is the storage's to say; --private is for hf://")
     index = read_index(folder)
     files = sorted(index["files"])
     for name in files:
         checked_file(folder, index, name)
     pin = checksum(folder / INDEX)
-    done = to_hub(folder, files, url, pin, overwrite) if is_hub(url) else to_store(folder, files, url, pin, overwrite)
+    if is_hub(url):
+        done = to_hub(folder, files, url, pin, overwrite, private)
+    else:
+        done = to_store(folder, files, url, pin, overwrite)
     return [*done, f"ser predict {shown(url)} FILE...", f"pinned: --sha256 {pin}"]
 
 
@@ -87,13 +93,13 @@ def pointer(pin: str) -> bytes:
     return (json.dumps({"at": f"{pin[:VERSION]}/", "sha256": pin}, indent=2) + "\n").encode()
 
 
-def to_hub(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: bool) -> list[str]:
+def to_hub(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: bool, private: bool) -> list[str]:
     """Upload to a repository of the hub in one commit, with the model card as its README."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, repository = HfApi(), hub_repository(url)
     try:
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)
         parent = api.repo_info(repository).sha
         there = set(api.list_repo_files(repository, revision=parent)) - {".gitattributes"}
         ours: set[str] = set()

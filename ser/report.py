@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ser import audio, checkpoints
+from ser.environment import revision_of, short
 from ser.errors import UserError
 from ser.files import read_csv, read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
@@ -117,6 +118,8 @@ def protocol(metrics: dict[str, Any]) -> str:
         f"split {metrics['split_sha256'][:12]}",
         f"test scorings {metrics['test_scorings']}",
     ]
+    if heard := metrics.get("train_speakers"):
+        facts.append(f"trained on {len(heard)} speakers: {', '.join(heard)}")
     if metrics["absent"]:
         facts.append(f"no clip of {', '.join(metrics['absent'])}")
     if metrics.get("left_out"):
@@ -250,7 +253,7 @@ def environment(content: Any) -> list[str]:
         last = content["sessions"][-1]
         versions = ", ".join(f"{name} {last['packages'].get(name)}" for name in PACKAGES)
         machine = f"{last['machine']['device']}, {last['machine']['cores']} cores; Python {last['python']}, {versions}"
-        line = f"<p>{escape(machine)}; commit {escape(str(last['git']['commit'])[:12])}.</p>"
+        line = f"<p>{escape(machine)}; commit {escape(short(revision_of(last['git'])))}.</p>"
     except (KeyError, TypeError, IndexError):
         line = "<p>environment.json is not of ser.</p>"
     return [line, details("all sessions", json.dumps(content, indent=2))]

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ser.environment import short
 from ser.files import PROJECT
 
 __all__ = [
     "TITLES",
     "aligned",
+    "commits_text",
     "corpus_says",
     "estimate",
     "evaluation",
@@ -18,7 +20,6 @@ __all__ = [
     "p_text",
     "temperature_of",
     "title_of",
-    "versions_text",
     "with_interval",
 ]
 
@@ -52,7 +53,7 @@ def evaluation(folder: Path, metrics: dict[str, Any]) -> str:
         rows.append(("calibration", f"{figures} with {temperature_of(metrics)}"))
     for grouping, gap in metrics["gaps"].items():
         rows.append((f"by {grouping}", gap_text(gap)))
-    if versions := versions_text(metrics.get("commits") or []):
+    if versions := commits_text(metrics.get("commits") or []):
         rows.append(("code", versions))
     missing = missing_text(metrics["clips_missing"])
     labels = f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}"
@@ -67,9 +68,12 @@ def missing_text(clips: int) -> str:
     return f", {clips} official clips not at hand" if clips else ""
 
 
-def versions_text(commits: Sequence[str]) -> str:
-    """Say that runs were trained by different versions of the code; empty where they were not."""
-    return f"trained by different versions: {', '.join(each[:7] for each in commits)}" if len(commits) > 1 else ""
+def commits_text(commits: Sequence[str]) -> str:
+    """Say that runs were trained by different or uncommitted versions of the code; empty where they were not."""
+    if len(commits) > 1:
+        return f"trained by different versions: {', '.join(short(each) for each in commits)}"
+    changed = [short(each) for each in commits if each.endswith("+")]
+    return f"trained by {changed[0]}: that commit and changes, or new files, beside it" if changed else ""
 
 
 def title_of(metrics: Mapping[str, Any]) -> str:

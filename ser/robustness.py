@@ -18,7 +18,8 @@ from ser.batches import ClipReader, SoundSource
 from ser.errors import UserError
 from ser.evaluating import about_run, check_unseen, predict, tags_of
 from ser.evaluation import count_scoring
-from ser.features import Features
+from ser.extraction import stored
+from ser.features import Features, store_folder
 from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
@@ -157,12 +158,12 @@ class Distorted:
         if not self.features.cached:
             self.done |= {clip.clip: (x, len(x)) for clip, x in zip(clips, sounds, strict=True)}
             return
-        device, kind = dist.device(), getattr(torch, self.features.dtype)
+        device = dist.device()
         for rows in bucketed([len(x) for x in sounds], round(BUDGET_SECONDS * SAMPLE_RATE)):
             batch = pad_sequence([sounds[row] for row in rows], batch_first=True).to(device)
             lengths = torch.tensor([len(sounds[row]) for row in rows], device=device)
             values, frames = self.features.front_end(batch, lengths)
-            for row, value, count in zip(rows, values.to(kind).cpu(), frames.tolist(), strict=True):
+            for row, value, count in zip(rows, stored(values, self.features).cpu(), frames.tolist(), strict=True):
                 kept = value if self.time_axis is None else value.narrow(self.time_axis, 0, count).clone()
                 self.done[clips[row].clip] = kept, count
 
@@ -208,6 +209,9 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     clips = protocol.part(part)
     check_unseen(model, clips, part, False)
     folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
+    index = store_folder(protocol.corpus, features) / "index.json"
+    if features.cached and index.is_file():  # in the precision of the features that it is compared with
+        features.front_end.settle(read_json(index)["spec"]["front_end"])
     sound = ClipReader(SoundSource(protocol.table), ())  # which keeps what it has read
     others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ser import checkpoints, config, dist, training
+from ser.environment import environment
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
 from ser.state import check_unchanged, is_finished
-from ser.tracking import environment
 from ser.workbench import set_up
 
 __all__ = ["Trained", "create", "reopen", "train", "trained"]
@@ -31,7 +31,7 @@ def create(settings: config.Config) -> tuple[Experiment, Run]:
     fold = experiment.protocol.fold
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     name = f"{settings.name}{'' if fold is None else f'-fold{fold}'}-s{experiment.seed}-{digest}"
-    return experiment, Run(outputs_folder() / name, text, config.settings(text), settings.name)
+    return experiment, Run(outputs_folder() / name, text, config.settings(text), group_of(settings.name, text))
 
 
 def reopen(name: str) -> tuple[Experiment, Run]:
@@ -47,7 +47,13 @@ def reopen(name: str) -> tuple[Experiment, Run]:
     path = folder / "run.gin"
     settings = config.load(str(path))
     text = path.read_text()
-    return config.build(settings), Run(folder, text, config.settings(text), settings.name)
+    return config.build(settings), Run(folder, text, config.settings(text), group_of(settings.name, text))
+
+
+def group_of(name: str, text: str) -> str:
+    """Name what the seeds and folds of one setting share: the experiment, and a hash of all else in its snapshot."""
+    shared = [line for line in text.splitlines() if not line.startswith(("seed = ", "split/fold = "))]
+    return f"{name}-{hashlib.sha256(chr(10).join(shared).encode()).hexdigest()[:6]}"
 
 
 def train(experiment: Experiment, run: Run, progress: bool = True) -> int:

@@ -7,6 +7,7 @@ import torch
 from ser import plots
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
+from ser.losses import class_weights
 from ser.progress import progress as progress_bar
 from ser.scoring import validation_figures
 from ser.state import State, epoch_values, save
@@ -54,8 +55,9 @@ def solve(
             print(f"C {strength:<8g} validation UAR {figures['uar']:.3f}{'  best' if better else ''}")
     state.finished = True
     if model.refit:
-        both = setup.everything([*setup.train, *setup.validation])
-        model.solve(both, setup.weights, best)
+        heard = [*setup.train, *setup.validation]
+        weights = class_weights(setup.reader.targets(heard).sum(0), experiment.loss.class_weights)
+        model.solve(setup.everything(heard), weights.to(setup.weights), best)
         save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)
     plots.curves(run.folder / "curves.png", read_log(run.folder), plots.headed(run.folder.name, tags=experiment.tags))

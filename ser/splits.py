@@ -126,7 +126,7 @@ def parts_of(split: Split, fold: int | None) -> dict[str, str]:
     """
     if split.column == "part":
         if fold is not None:
-            raise UserError(f"scheme '{split.scheme}' has no folds; remove split/fold (it is {fold})")
+            raise UserError(f"scheme '{split.scheme}' has no folds; set 'split/fold = None' (it is {fold})")
         return dict(split.of)
     folds = split.folds
     if fold is None or not 1 <= fold <= folds:

@@ -57,7 +57,7 @@ class Stepper:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         optimizer.zero_grad(set_to_none=True)
-        before = [buffer.clone() for buffer in self.buffers()]
+        before = [buffer.clone() for buffer in self.setup.model.buffers()]
         if self.scaler.is_enabled():
             self.scaler.scale(torch.zeros((), device=self.device))  # which begins it, also where no part could be read
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -80,7 +80,7 @@ class Stepper:
         values["train/grad_norm"] = norm
         if not math.isfinite(loss) or not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
-            for buffer, value in zip(self.buffers(), before, strict=True):
+            for buffer, value in zip(self.setup.model.buffers(), before, strict=True):
                 buffer.copy_(value)
             return values | self.lower_scale(math.isfinite(loss))
         self.scaler.step(optimizer)
@@ -125,7 +125,7 @@ class Stepper:
         return experiment.loss.parts(logits, targets, self.setup.weights, self.setup.prior)
 
     def buffers(self) -> list[Tensor]:
-        """Return the statistics that the model keeps of its batches."""
+        """Return the statistics that the model keeps of its batches, each part of a step being a batch of its own."""
         return [buffer for buffer in self.setup.model.buffers() if buffer.is_floating_point()]
 
     def add_up(self, sums: Tensor) -> Tensor:

@@ -50,10 +50,10 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
         clips: its clips, in any order, others among them.
 
     Returns:
-        Rows of ``COLUMNS``; intervals are None below eight speakers. Gaps as ``{"sex": {"best": ..., "worst": ...,
-        "gap": ..., "ci95": ...}}``, the interval being that of the difference of these two groups over draws of
-        speakers; it does not know that the two were picked for being far apart. Classes that a group lacks are left
-        out of its UAR. Speakers have rows and no gap.
+        Rows of ``COLUMNS``; intervals are None below eight speakers, of a gap below eight in either group. Gaps as
+        ``{"sex": {"best": ..., "worst": ..., "gap": ..., "ci95": ...}}``, the interval being that of the difference
+        of these two groups over draws of speakers; it does not know that the two were picked for being far apart.
+        Classes that a group lacks are left out of its UAR. Speakers have rows and no gap.
     """
     known = {clip.clip: clip for clip in clips}
     speakers, references, answers = np.array(predictions.speakers), predictions.indices, predictions.answers
@@ -66,6 +66,7 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
         if len(names) < 2:
             continue
         uars: dict[str, np.ndarray] = {}
+        enough: dict[str, bool] = {}
         for name in names:
             inside = groups == name
             own = np.unique(speakers[inside])
@@ -81,9 +82,9 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
                 "clips": int(inside.sum()),
                 "speakers": len(own),
             }
+            enough[name] = len(own) >= stats.FEWEST_SPEAKERS
             for figure, values in figures.items():
-                enough = len(own) >= stats.FEWEST_SPEAKERS
-                low, high = (stats.interval(values[1:]) if enough else None) or (None, None)
+                low, high = (stats.interval(values[1:]) if enough[name] else None) or (None, None)
                 row |= {figure: stats.number(values[0]), f"{figure}_low": low, f"{figure}_high": high}
             rows.append(row)
             if inside.sum() >= FEWEST_CLIPS and len(own) >= FEWEST_PEOPLE:
@@ -91,7 +92,6 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
         if grouping != "speaker" and len(uars) > 1:
             best, worst = (pick(uars, key=lambda name: uars[name][0]) for pick in (max, min))
             apart = uars[best] - uars[worst]
-            gaps[grouping] = {
-                "best": best, "worst": worst, "gap": stats.number(apart[0]), "ci95": stats.interval(apart[1:]),
-            }  # fmt: skip
+            interval = stats.interval(apart[1:]) if enough[best] and enough[worst] else None
+            gaps[grouping] = {"best": best, "worst": worst, "gap": stats.number(apart[0]), "ci95": interval}
     return rows, gaps

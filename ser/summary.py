@@ -15,7 +15,7 @@ from ser.predictions import read_predictions
 from ser.reporting import aligned, estimate, title_of
 from ser.scoring import interval_reason, sums_of
 
-__all__ = ["COLUMNS", "cells", "collect", "seeds_table", "table", "write"]
+__all__ = ["COLUMNS", "cells", "collect", "scorings", "seeds_table", "table", "write"]
 
 SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
@@ -114,6 +114,20 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
     return found
 
 
+def scorings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of each test part how many runs were scored on it, and how often: all that could have been chosen from."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in rows:
+        if row["part"] == "test" and not {"ensemble", "pooled-folds"} & set(row["tags"].split()):
+            runs = counts.setdefault((row["corpus"], row["split_scheme"]), {})
+            runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"] or 0)
+    return [
+        f"{corpus} {scheme}, test: {len(runs)} run{'s' if len(runs) > 1 else ''}, each fold's counted, scored "
+        f"{sum(runs.values())} time{'s' if sum(runs.values()) != 1 else ''} in all"
+        for (corpus, scheme), runs in counts.items()
+    ]
+
+
 def seeds_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return header and rows over seeds as text."""
     lines: list[tuple[str, ...]] = [("run and others", "evaluation", "seeds", "UAR, mean", "sd over seeds", "tags")]
@@ -130,7 +144,7 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) ->
         texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines]
         return texts[0] + "|---" * len(lines[0]) + "|\n" + "".join(texts[1:])
 
-    note = "Intervals: 95 %, resampling speakers.\n"
+    note = "Intervals: 95 %, resampling speakers.\n" + "".join(f"\n{line}\n" for line in scorings(rows))
     more = f"\n## Over seeds\n\n{lined(seeds_table(seeds))}" if seeds else ""
     return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
 

@@ -2,34 +2,29 @@
 
 import json
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from ser import plots
 from ser.dist import is_main
 from ser.errors import UserError, nearest
-from ser.files import PROJECT, append_line, read_json, write_text
-from ser.progress import cores
+from ser.files import append_line, write_text
 
-__all__ = ["Tracker", "Tracking", "commits", "environment"]
+__all__ = ["Tracker", "Tracking", "read_log"]
 
 FINISH_SECONDS = 120  # that W&B may take at the end to bring what it has left
+PROJECT = "ser"
 WANDB_MODES = ("auto", "online", "offline", "off")
 SUMMARIES = {"val/uar": "max", "val/loss": "min"}  # what W&B's table of runs shows instead of the last value
-PACKAGES = (
-    "ser-toolkit", "torch", "torchaudio", "transformers", "speechbrain", "gin-config",
-    "numpy", "soundfile", "scikit-learn", "wandb",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,13 +32,14 @@ class Tracking:
     """How a run is tracked.
 
     Attributes:
-        wandb: ``auto`` (online with an API key, offline without), ``online``, ``offline`` or ``off``.
-        project: of W&B.
+        wandb: ``auto`` (online after ``wandb login`` or with an API key, else offline), ``online``, ``offline`` or
+            ``off``.
+        project: of W&B; ``ser`` gives way to the variable ``WANDB_PROJECT``.
         every: steps between two lines of the log.
     """
 
     wandb: str = "auto"
-    project: str = "ser"
+    project: str = PROJECT
     every: int = 10
 
     def __post_init__(self) -> None:
@@ -52,20 +48,17 @@ class Tracking:
         if self.every < 1:
             raise UserError(f"Tracking.every is {self.every}; expected a number of steps from 1")
 
-    def open(self, folder: Path, settings: dict[str, Any], group: str, tags: Sequence[str] = ()) -> "Tracker":
-        """Start tracking a run in ``folder``.
-
-        Args:
-            folder: of the run.
-            settings: its resolved bindings as typed values.
-            group: of runs, such as the folds of an experiment.
-            tags: what a reader must know of every figure of it.
-        """
-        return Tracker(self, folder, settings, group, tags)
-
 
 class Tracker:
-    """Writes ``log.jsonl`` and, when asked, mirrors it to W&B, which may fail without harm to the training."""
+    """Writes ``log.jsonl`` and, when asked, mirrors it to W&B, which may fail without harm to the training.
+
+    Args:
+        tracking: how.
+        folder: of the run.
+        settings: its resolved bindings as typed values.
+        group: of runs that differ in seed and fold alone.
+        tags: what a reader must know of every figure of it.
+    """
 
     def __init__(
         self, tracking: Tracking, folder: Path, settings: dict[str, Any], group: str, tags: Sequence[str] = ()
@@ -82,11 +75,13 @@ class Tracker:
         """Start a W&B run of the folder's name; an online one that fails goes on offline."""
         os.environ.setdefault("WANDB_SILENT", "true")
 
+        project = tracking.project if tracking.project != PROJECT else os.environ.get("WANDB_PROJECT") or PROJECT
+
         def start() -> None:
             import wandb
 
             self.run = wandb.init(
-                project=tracking.project, name=folder.name, id=folder.name, group=group, dir=folder, config=settings,
+                project=project, name=folder.name, id=folder.name, group=group, dir=folder, config=settings,
                 tags=self.tags or None, mode=mode, resume="allow" if mode == "online" else None,
                 settings=wandb.Settings(
                     init_timeout=30, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True, console="off"
@@ -157,13 +152,22 @@ class Tracker:
 
 
 def wandb_mode(asked: str) -> str:
-    """Return online, offline or off: ``auto`` follows ``WANDB_MODE``, then whether there is an API key."""
+    """Return online, offline or off: ``auto`` follows ``WANDB_MODE``, then whether W&B knows the user."""
     if asked != "auto":
         return asked
     wished = os.environ.get("WANDB_MODE", "")
     if wished in ("disabled", "dryrun", "offline", "online"):
         return {"disabled": "off", "dryrun": "offline"}.get(wished, wished)
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or logged_in() else "offline"
+
+
+def logged_in() -> bool:
+    """Say whether ``wandb login`` has left a key, as it does in ``~/.netrc``."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return host is not None and netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -176,52 +180,3 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def commits(run: Path) -> list[str]:
-    """Return the git commits of the code that trained a run, each once; empty where none is known."""
-    try:
-        sessions = read_json(run / "environment.json")["sessions"]
-        return sorted({session["git"]["commit"] for session in sessions if session["git"]["commit"]})
-    except (UserError, KeyError, TypeError):
-        return []
-
-
-def environment() -> dict[str, Any]:
-    """Return what a run ran on: versions, machine, git revision and whether the code was changed since."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(), "cores": cores(), "device": device_name()},
-        "git": {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD", "--stat")},
-    }
-
-
-def installed(package: str) -> str | None:
-    """Return a package's version, or None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def device_name() -> str:
-    """Return the GPU's name, or the processor's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")  # Linux only
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def git(*arguments: str) -> str | None:
-    """Return git's answer about the checkout, or None outside one."""
-    try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

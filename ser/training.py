@@ -14,7 +14,7 @@ from ser.scoring import validation_figures
 from ser.solving import solve
 from ser.state import State, epoch_values, restore, save
 from ser.steps import Stepper, check_finite
-from ser.tracking import read_log
+from ser.tracking import Tracker, read_log
 from ser.workbench import Setup, describe, set_up
 
 __all__ = ["dry_run", "fit"]
@@ -45,7 +45,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
     title = plots.headed(run.folder.name, tags=experiment.tags)
-    tracker = experiment.tracking.open(run.folder, run.settings, run.group, experiment.tags)
+    tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, experiment.tags)
     tracker.rewind(state.step, state.epoch)
     if not resume:
         dist.seed_everything(seed + dist.rank())

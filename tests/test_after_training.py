@@ -151,6 +151,30 @@ def made_up(skill, seed, clips=200):
     )
 
 
+def cosines(seed):
+    """Make up answers of two members that are very sure, and often wrong, as heads with an angular margin are."""
+    rng = np.random.default_rng(seed)
+    references = rng.integers(0, 6, 240)
+    names, labels = [f"c{number:03}" for number in range(240)], tuple("abcdef")
+    cosine = [0.6 * np.eye(6)[references] + rng.normal(0, 0.5, (240, 6)) for _ in range(2)]
+    return [
+        Predictions(names, ["s"] * 240, [labels[r] for r in references], labels, 30 * each.clip(-1, 1))
+        for each in cosine
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("average", ensembles.AVERAGES)
+def test_weights_of_very_sure_members_are_fitted_too(average, seed):
+    members = cosines(seed)
+
+    def loss(weights):
+        mixed = ensembles.averaged(members, np.array(weights), average)
+        return calibration.nll(mixed.probabilities, mixed.indices).mean()
+
+    assert loss(ensembles.fitted_weights(members, average)) <= min(loss((a / 20, 1 - a / 20)) for a in range(21)) + 1e-3
+
+
 @pytest.mark.parametrize("average", ensembles.AVERAGES)
 def test_fitted_weights_are_as_likely_as_any_on_a_grid(average):
     members = [made_up(2.0, 1), made_up(0.0, 2), made_up(1.0, 3)]

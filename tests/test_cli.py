@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from ser import __version__, cli
 
@@ -32,8 +33,11 @@ def test_doctor_follows_the_state_of_each_corpus(trained_home):
 @pytest.mark.parametrize(
     ("corpus", "stores", "step"),
     [
-        ("crema_d", [], "just extract crema_d logmel80"),
-        ("crema_d", ["whisper_tiny_en-frames"], "just extract crema_d logmel80"),
+        ("crema_d", [], "just extract crema_d whisper_tiny_en"),
+        ("crema_d", ["whisper_tiny_en-frames"], "just extract crema_d whisper_tiny_en"),
+        ("emodb", [], "just extract emodb whisper_tiny"),
+        ("emodb", ["logmel80"], "just train emodb_ecapa"),
+        ("demo", [], "just extract demo logmel80"),
         ("crema_d", ["logmel80", "whisper_tiny_en-statistics"], "just train crema_d_stats_probe"),
         ("custom", ["whisper_tiny-statistics"], "just train custom_stats_probe"),
         ("demo", ["logmel80"], "just train demo_ecapa"),
@@ -41,6 +45,12 @@ def test_doctor_follows_the_state_of_each_corpus(trained_home):
 )
 def test_the_next_step_finds_its_features(corpus, stores, step):
     assert cli.next_step(corpus, stores) == step
+
+
+def test_doctor_names_a_gpu_whose_driver_is_too_old(home, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "1 GPU that torch cannot use" in cli.doctor()
 
 
 def test_doctor_survives_a_damaged_corpus(home):

@@ -195,3 +195,11 @@ def test_wrong_sizes_are_refused(sources):
         HubertAttn(LABELS, 7, hidden=0)
     with pytest.raises(UserError, match="an embedding has no time"):
         HubertAttn(LABELS, sources["whisper"].width, encoder=Adapted(sources["whisper"]), normalisation="clip")
+
+
+def test_an_exported_lstm_begins_with_what_cudnn_takes(monkeypatch):
+    begun, run = [], torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda x, begin, *rest: begun.extend(begin) or run(x, begin, *rest))
+    recurrent(torch.nn.LSTM(3, 4, bidirectional=True, batch_first=True), torch.randn(2, 5, 3), torch.tensor([5, 3]))
+    assert len(begun) == 4
+    assert all(state.is_contiguous() for state in begun)

@@ -203,7 +203,7 @@ def test_a_pickle_that_poses_as_a_model_is_refused_and_never_run(export, kind):
 def test_an_export_of_a_newer_version_says_to_upgrade(export):
     index = json.loads((export / INDEX).read_text()) | {"format": 99, "ser": "9.9"}
     (export / INDEX).write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"format 99, made by ser 9\.9; .*pip install --upgrade ser-toolkit"):
+    with pytest.raises(UserError, match=r"format 99, made by ser 9\.9; .*update ser"):
         load(export)
 
 

@@ -216,7 +216,8 @@ class Hub:
     def __init__(self, root: Path):
         self.root = root
 
-    def create_repo(self, repository, exist_ok):
+    def create_repo(self, repository, private, exist_ok):
+        self.private = private
         (self.root / repository / "0").mkdir(parents=True, exist_ok=exist_ok)
 
     def head(self, repository: str) -> Path:
@@ -256,7 +257,8 @@ def hub(tmp_path, monkeypatch) -> Hub:
 
 
 def test_the_hub_gets_one_commit_with_the_card_as_its_readme(export, hub):
-    publishing.publish(export, "hf://me/small")
+    publishing.publish(export, "hf://me/small", private=True)
+    assert hub.private
     folder = hub.head("me/small")
     assert {path.name for path in folder.iterdir()} == {"README.md"} | {path.name for path in export.iterdir()}
     assert (folder / "README.md").read_text().startswith("---\nlicense:")
@@ -275,11 +277,16 @@ def test_the_hub_gets_one_commit_with_the_card_as_its_readme(export, hub):
 
 
 def test_a_repository_of_something_else_is_left_alone(export, hub):
-    hub.create_repo("me/mine", exist_ok=True)
+    hub.create_repo("me/mine", private=False, exist_ok=True)
     (hub.head("me/mine") / "README.md").write_text("my own model")
     with pytest.raises(UserError, match=r"hf://me/mine: holds files of something else \(README.md\)"):
         publishing.publish(export, "hf://me/mine")
     assert (hub.head("me/mine") / "README.md").read_text() == "my own model"
+
+
+def test_only_the_hub_can_be_told_who_may_read(export, tmp_path):
+    with pytest.raises(UserError, match="--private is for hf://"):
+        publishing.publish(export, f"file://{tmp_path}/shelf", private=True)
 
 
 def test_what_the_hub_lacks_is_one_line(export, hub):

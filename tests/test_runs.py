@@ -74,6 +74,17 @@ def test_metrics_hold_the_contract_and_agree_with_scikit_learn(run):
     assert [metrics["labels"][i] for i in probabilities.argmax(1)] == answers
 
 
+def test_seeds_and_folds_of_one_setting_share_a_group_and_other_settings_have_their_own(run, trained_home):
+    def group(*overrides):
+        return runs.create(config.load("ravdess_ecapa", ["track/wandb = 'off'", *overrides]))[1].group
+
+    plain = group()
+    assert plain.startswith("ravdess_ecapa-")
+    assert group("seed = 2", "split/fold = 3") == plain
+    assert group("train/lr = 0.5") != plain
+    assert runs.reopen("last")[1].group == run.group
+
+
 def test_scorings_of_the_test_part_are_counted_and_validation_is_not(run):
     assert evaluate("last", "val", progress=False)[1]["test_scorings"] == 0
     assert evaluate("last", progress=False)[1]["test_scorings"] == 1
@@ -352,6 +363,8 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     assert tuple(read[0]) == summary.COLUMNS
     printed = summary.table(summary.cells(rows))
     assert printed.count(run.folder.name) == 3
+    assert summary.scorings(rows) == ["ravdess emobox6, test: 1 run, each fold's counted, scored 1 time in all"]
+    assert summary.scorings(rows)[0] in path.with_suffix(".md").read_text()
     by_part = {(row["corpus"], row["part"]): row for row in read}
     metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")
     assert by_part["ravdess", "test"]["uar"] == f"{metrics['uar']:.4f}"

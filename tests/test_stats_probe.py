@@ -9,11 +9,13 @@ import torch
 from conftest import check_test_part_untouched, command, one_error_line
 from sklearn.linear_model import LogisticRegression
 
-from ser import checkpoints, config, exporting, runs
+from ser import checkpoints, config, exporting, runs, stats_probe
 from ser.batches import Batch
 from ser.errors import UserError
 from ser.evaluating import evaluate
 from ser.layers import Speakers
+from ser.losses import class_weights
+from ser.protocol import Protocol
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
 LABELS = ("angry", "calm", "happy", "sad")
@@ -228,6 +230,27 @@ def test_strengths_are_chosen_on_validation_and_both_parts_train_in_the_end(enco
 @pytest.mark.parametrize("refit", [True, False])
 def test_the_test_part_is_never_read_in_solving_and_choosing(encoded, trained_home, heard, refit, normalisation):
     check_test_part_untouched(*train(f"stats/refit = {refit}", f"stats/normalisation = '{normalisation}'"), heard)
+
+
+def test_class_weights_of_the_last_fit_are_those_of_both_parts(encoded, trained_home, monkeypatch):
+    seen = []
+    solve = stats_probe.StatsProbe.solve
+
+    def noted(self, batch, weights, strength):
+        seen.append((batch.targets.sum(0), weights))
+        return solve(self, batch, weights, strength)
+
+    monkeypatch.setattr(stats_probe.StatsProbe, "solve", noted)
+    part = Protocol.part
+    monkeypatch.setattr(Protocol, "part", lambda self, name: [
+        clip for clip in part(self, name) if name == "train" or clip.emotion != "angry"
+    ])  # fmt: skip
+    train("stats/strengths = [0.01]", "train/class_weights = 'inverse'")
+    (first, of_train), (both, of_both) = seen
+    assert both.sum() > first.sum()
+    for counts, weights in seen:
+        torch.testing.assert_close(weights, class_weights(counts, "inverse"))
+    assert not torch.allclose(of_train, of_both)
 
 
 def test_without_refitting_validation_can_be_scored_and_is_what_was_logged(encoded, trained_home):

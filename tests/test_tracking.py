@@ -10,12 +10,14 @@ import pytest
 from wandb_server import wandb_server
 
 from ser.audio import SOUND_SUFFIXES
+from ser.environment import commits, environment, short
 from ser.errors import UserError
-from ser.tracking import Tracking, environment, read_log, wandb_mode
+from ser.reporting import commits_text
+from ser.tracking import Tracker, Tracking, read_log, wandb_mode
 
 
 def test_lines_are_read_back_and_a_cut_one_is_left_out(tmp_path):
-    tracker = Tracking("off").open(tmp_path, {}, "group")
+    tracker = Tracker(Tracking("off"), tmp_path, {}, "group")
     tracker.log(1, {"train/loss": 0.5})
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 2, "train/lo')
@@ -24,7 +26,7 @@ def test_lines_are_read_back_and_a_cut_one_is_left_out(tmp_path):
 
 
 def test_rewinding_drops_what_a_resumed_run_writes_again(tmp_path):
-    tracker = Tracking("off").open(tmp_path, {}, "group")
+    tracker = Tracker(Tracking("off"), tmp_path, {}, "group")
     for step in range(1, 6):
         tracker.log(step, {})
     tracker.log(3, {"epoch": 1})
@@ -49,9 +51,21 @@ def test_rewinding_drops_what_a_resumed_run_writes_again(tmp_path):
 def test_the_mode_follows_the_setting_then_the_environment(asked, variables, mode, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
+    for name, value in ({"NETRC": os.devnull} | variables).items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(asked) == mode
+
+
+def test_auto_is_online_after_a_login(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine elsewhere.org login user password x\n")
+    assert wandb_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert wandb_mode("auto") == "online"
+    (tmp_path / "netrc").write_text("not of its kind")
+    assert wandb_mode("auto") == "offline"
 
 
 def test_wrong_settings_are_refused():
@@ -65,8 +79,22 @@ def test_the_environment_names_versions_machine_and_revision():
     found = environment()
     assert found["packages"]["torch"]
     assert found["machine"]["cores"] >= 1
-    assert set(found["git"]) == {"commit", "diff"}
+    assert set(found["git"]) == {"commit", "changed"}
     json.dumps(found)
+
+
+def test_a_commit_of_changed_code_is_marked(tmp_path):
+    def session(commit, **changes):
+        return {"git": {"commit": commit, **changes}}
+
+    sessions = [session("a" * 40, changed=""), session("b" * 40, changed=" M ser/optim.py"), session(None, changed="")]
+    sessions.append(session("c" * 40, diff="1 file changed"))  # as an earlier ser wrote it
+    (tmp_path / "environment.json").write_text(json.dumps({"sessions": sessions}))
+    assert commits(tmp_path) == ["a" * 40, "b" * 40 + "+", "c" * 40 + "+"]
+    assert short("b" * 40 + "+") == "bbbbbbb+"
+    assert commits_text(["a" * 40]) == ""
+    assert commits_text(["b" * 40 + "+"]).startswith("trained by bbbbbbb+")
+    assert "different versions: aaaaaaa, bbbbbbb+" in commits_text(commits(tmp_path)[:2])
 
 
 CHILD = """
@@ -74,7 +102,8 @@ import sys
 from pathlib import Path
 from ser import tracking
 tracking.FINISH_SECONDS = 3
-tracker = tracking.Tracking("online").open(Path(sys.argv[1]), {"train/lr": 0.1, "train/epochs": 3}, "folds", ["tagged"])
+settings = {"train/lr": 0.1, "train/epochs": 3}
+tracker = tracking.Tracker(tracking.Tracking("online"), Path(sys.argv[1]), settings, "folds", ["tagged"])
 tracker.log(1, {"train/loss": 2.0})
 tracker.confusion(1, [[3, 1], [0, 4]], ["angry", "sad"])
 print("logged", flush=True)
@@ -86,7 +115,7 @@ tracker.close()
 
 def start_online(folder, server):
     """Start a process that tracks online, and wait until it has logged."""
-    env = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+    env = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_PROJECT": "emotions"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], text=True, env=env, **pipes)
     assert child.stdout.readline().strip() == "logged"
@@ -121,6 +150,7 @@ def test_wandb_receives_typed_settings_curves_and_the_confusion_matrix(tmp_path)
     assert not [name for name, content in server.files.items() if is_sound(name, content)]
     assert server.config["train/epochs"] == 3
     assert "folds" in server.groups
+    assert server.projects == {"emotions"}
     assert "tagged" in server.tags
 
 

@@ -14,7 +14,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.history, self.config, self.files, self.groups, self.tags = [], {}, {}, set(), set()
+        self.history, self.config, self.files = [], {}, {}
+        self.groups, self.projects, self.tags = set(), set(), set()
 
     @property
     def url(self):
@@ -46,8 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             if variables.get("config"):
                 self.server.config |= {k: v["value"] for k, v in json.loads(variables["config"]).items()}
             self.server.groups.add(variables.get("groupName"))
+            self.server.projects.add(variables.get("project"))
             self.server.tags |= set(variables.get("tags") or ())
-            project = {"id": "p", "name": "ser", "entity": {"id": "e", "name": "me"}}
+            project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "me"}}
             bucket = {"id": "b", "name": variables.get("name"), "historyLineCount": 0, "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "createRunFiles" in query:

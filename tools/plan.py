@@ -17,6 +17,7 @@ def main() -> int | None:
     parser.add_argument("--gpus", type=int, default=1, help="processes that share the work of a step")
     parser.add_argument("--jobs", type=int, default=1, help="folds that train at the same time")
     parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
+    parser.add_argument("--cpu", action="store_true", help="go on without a GPU; it will take weeks")
     arguments = parser.parse_args()
     if os.environ.get("raw"):  # noqa: SIM112 - as the Justfile calls it
         raise UserError("raw is the folder of one corpus; first: just raw=PATH prepare ravdess, and so for crema_d")
@@ -35,6 +36,11 @@ def main() -> int | None:
     if arguments.list:
         print(planning.table(steps, options, arguments.only))
         return None
+    if not arguments.rehearse and not arguments.cpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("no GPU that torch can use; see: just doctor, or go on all the same: just plan --cpu")
     just = [arguments.just, "--justfile", arguments.justfile]
     if not arguments.rehearse:
         return planning.carry_out(steps, just, options, arguments.only)

@@ -11,12 +11,13 @@ def main() -> None:
     parser.add_argument("run", help="name of a run in outputs/, a path, or last")
     parser.add_argument("url", help="s3://bucket/path, hf://user/repository, file:///path ...")
     parser.add_argument("--overwrite", action="store_true", help="replace another version that is published there")
+    parser.add_argument("--private", action="store_true", help="make a new repository of the hub private")
     arguments = parser.parse_args()
 
     from ser import exporting, publishing
 
     folder = exporting.exported(arguments.run)
-    print("\n".join(publishing.publish(folder, arguments.url, arguments.overwrite)))
+    print("\n".join(publishing.publish(folder, arguments.url, arguments.overwrite, arguments.private)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ shift 5 # what is left says where the recordings are, and whether some may be mi
 root=$(dirname "$justfile")
 
 run() {
-    printf '\n\033[1m$ just %s\033[0m\n' "${*@Q}"
+    printf '\n\033[1m$ just%s\033[0m\n' "$(printf ' %q' "$@")"
     "$just" --justfile "$justfile" "$@"
 }
 

@@ -15,7 +15,8 @@ def main() -> None:
     print(summary.table(summary.cells(rows)) if rows else "no evaluation yet; score a run: just eval last")
     if seeds:
         print("\n" + summary.table(summary.seeds_table(seeds)))
-    print(f"\n{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}")
+    print("".join(f"\n{line}" for line in summary.scorings(rows)))
+    print(f"{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}")
 
 
 if __name__ == "__main__":
