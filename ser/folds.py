@@ -92,12 +92,8 @@ def cross_validate(
         "commits": commits_of(results),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [
-            {
-                "fold": number,
-                "run": result["run"],
-                "train_speakers": result.get("train_speakers"),
-                **{name: result[name] for name in metrics.FIGURES},
-            }  # fmt: skip
+            {"fold": number, "run": result["run"], "train_speakers": result.get("train_speakers")}
+            | {name: result[name] for name in metrics.FIGURES}
             for number, result in enumerate(results, start=1)
         ],
     }

@@ -97,7 +97,7 @@ def make_encoders(folder: Path) -> None:
     hubert = HubertConfig(
         hidden_size=WIDTH, num_hidden_layers=STATES - 1, num_attention_heads=2, intermediate_size=64,
         conv_dim=[32] * 7, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
     )  # fmt: skip
     whisper = WhisperConfig(
         num_mel_bins=128, d_model=WIDTH, encoder_layers=STATES - 1, encoder_attention_heads=2, encoder_ffn_dim=64,
