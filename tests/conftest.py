@@ -33,6 +33,56 @@ def _no_lazy_modules():
             del sys.modules[name]
 
 
+# What takes longest begins, so that both workers end together; what shares the export of ``delivered`` stays on one.
+LONGEST = (
+    "test_exporting", "test_processes", "test_after_training", "test_extraction", "test_training", "test_runs",
+    "test_encoder_runs", "test_encoders", "test_ablating", "test_crashing", "test_packaging", "test_justfile",
+    "test_tracking", "test_starting", "test_planning", "test_downloading", "test_stats_probe", "test_custom",
+)  # fmt: skip
+DELIVERED = ("test_exporting", "test_inference", "test_predicting", "test_publishing", "test_card")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker whole files, those of ``DELIVERED`` to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "delivered" if Path(file).stem in DELIVERED else file
+
+    return ByFixture(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_picture_is_drawn_twice():
+    """Write the first picture of a name again where another is to be drawn: each would take a sixth of a second."""
+    from ser import environment, plots
+    from ser.files import write_bytes
+
+    draw, drawn = plots.save, {}
+
+    @functools.wraps(draw)
+    def save(drawing, path):
+        if path.name not in drawn:
+            draw(drawing, path)
+            drawn[path.name] = path.read_bytes()
+        else:
+            write_bytes(path, drawn[path.name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", save)
+        patch.setattr(environment, "git", functools.cache(environment.git))
+        yield
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """Return an empty folder that holds this test's ``data/`` and ``outputs/``."""

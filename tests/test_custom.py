@@ -51,8 +51,8 @@ def phases(run: Callable[..., subprocess.CompletedProcess], corpus_name: str, ra
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
 
 
-def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
-    phases(command, "custom", own_corpus(tmp_path / "mine"))
+def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path, run_here):
+    phases(run_here, "custom", own_corpus(tmp_path / "mine"))
     rows = list(csv.DictReader((home / "data/custom/metadata.csv").open()))
     assert len(rows) == 60
     assert {row["emotion"] for row in rows} == {"angry", "happy", "sad"}
@@ -64,7 +64,7 @@ def test_a_table_of_ones_own_goes_all_the_way(home, tmp_path):
     assert metrics["tags"] == []
     assert metrics["absent"] == ["calm", "disgust", "fearful", "neutral", "surprised"]
     encoder = instead("whisper", tmp_path)
-    done = command("extract.py", "custom", "whisper_tiny", *encoder)
+    done = run_here("extract.py", "custom", "whisper_tiny", *encoder)
     assert done.returncode == 0, done.stderr
     assert cli.corpora_found()["custom"][1] == "just train custom_stats_probe"
     experiment, run = runs.create(config.load("custom_stats_probe", ["track/wandb = 'off'", *encoder]))

@@ -8,6 +8,11 @@ from ser import plots
 from ser.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def _every_picture_is_drawn(monkeypatch):
+    monkeypatch.setattr(plots, "save", plots.save.__wrapped__)
+
+
 def ink(path) -> float:
     """Return the share of pixels of a PNG that are not white."""
     return float((np.asarray(Image.open(path).convert("L")) < 250).mean())

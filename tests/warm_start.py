@@ -1,9 +1,9 @@
 """Runs commands of ``tools/`` one after another in processes of their own that begin with libraries already imported.
 
 A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err": path}``; the exit status out.
-Importing torch takes two seconds, transformers as long: most of what a small command takes. What is ours is imported by
-each command anew;
-seeds of hashes and what the environment says to Python and to threads are those of the first process.
+Importing torch takes two seconds, transformers as long: most of what a small command takes. What is ours is imported
+by each command anew; seeds of hashes and what the environment says to Python and to threads are those of the first
+process.
 """
 
 import json
@@ -15,7 +15,10 @@ import sys
 import gin  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import numpy
+import sklearn.linear_model
+import sklearn.model_selection  # noqa: F401
 import soundfile  # noqa: F401
+import speechbrain.lobes.models.ECAPA_TDNN  # noqa: F401
 import torch  # noqa: F401
 import torchaudio  # noqa: F401
 from transformers.models.whisper import modeling_whisper  # noqa: F401
