@@ -13,11 +13,12 @@ import numpy as np
 
 from ser import audio
 from ser.bench_extraction import LARGE
+from ser.labels import label_set
 from ser.measuring import Row, compare, limited
 
 __all__ = ["inference"]
 
-LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
+LABELS = label_set("crema_d")
 SECONDS = 3.0  # of a clip
 CLIPS = 16
 WHISPER: dict[str, Any] = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536, "encoder_layers": 4}

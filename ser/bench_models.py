@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ser.bench_extraction import make_encoders
+from ser.labels import label_set
 from ser.measuring import Row, compare, limited
 
 __all__ = ["models"]
 
-LABELS = ("angry", "disgust", "fearful", "happy", "neutral", "sad")
+LABELS = label_set("crema_d")
 SHORT, LONG = 4.0, 30.0  # seconds of context
 CLIPS = 4  # a batch
 POOLED = (32, 1536, 300)  # clips, channels, frames: what ECAPA-TDNN of 512 channels pools

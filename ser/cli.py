@@ -52,19 +52,18 @@ def corpora_found() -> dict[str, tuple[str, str]]:
     from ser.corpora import CORPORA
     from ser.errors import UserError
     from ser.files import corpus_folder
-    from ser.metadata import read_table
+    from ser.metadata import prepare_command, read_table
 
     states = {}
     for name, entry in CORPORA.items():
         if not (corpus_folder(name) / "metadata.csv").is_file():
-            where = "TABLE.csv" if name == "custom" else "PATH"
-            command = "just demo" if name == "demo" else f"just raw={where} prepare {name}"
+            command = "just demo" if name == "demo" else prepare_command(name)
             states[name] = (f"{entry.title}: not prepared", command)
             continue
         try:
             table = read_table(name)
         except UserError as error:
-            states[name] = (f"{entry.title}: {error}", f"just raw=PATH prepare {name}")
+            states[name] = (f"{entry.title}: {error}", prepare_command(name))
             continue
         stores = sorted(path.parent.name for path in (corpus_folder(name) / "feats").glob("*/index.json"))
         speakers = len({clip.speaker for clip in table.clips})

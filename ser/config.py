@@ -16,7 +16,7 @@ from typing import Any
 import gin
 
 from ser.annotations import fits, type_name
-from ser.errors import UserError, closest, nearest, some
+from ser.errors import UserError, closest, first_line, nearest, some
 from ser.files import PROJECT
 from ser.gin_files import experiments, find_experiment, find_include
 
@@ -28,37 +28,31 @@ from gin import config_parser
 
 __all__ = ["Config", "build", "compose", "load", "load_features", "settings", "show", "snapshot"]
 
-# Rooms whose components gin may bind, each as `room.Name`.
-ROOMS = (
-    "labels", "losses", "protocol", "mel", "augment", "augment_sound", "augment_surroundings", "augment_features",
-    "encoders", "features", "adapting", "hubert_attn", "whisper_prompt", "ecapa_tdnn", "stats_probe", "optim",
-    "tracking", "experiment",
-)  # fmt: skip
-NOT_BINDABLE = (
-    "Average", "Operation", "check_range", "ClipRandom", "FeatureStore", "LoraLinear", "Run", "Tracker",
-    "class_weights", "environment", "kept", "shared_labels",
-)  # fmt: skip
+# What gin may bind, each as `room.Name`.
+BINDABLE = {
+    "labels": ("label_set",), "losses": ("Loss",), "protocol": ("Protocol",), "mel": ("LogMel", "Sound", "WhisperMel"),
+    "augment": ("Augmentation",), "augment_sound": ("Clipping", "Gain", "Pitch", "Polarity", "Shift", "Speed"),
+    "augment_surroundings": ("BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb"),
+    "augment_features": ("Mixup", "SoundMixup", "SpecAugment"),
+    "encoders": ("EncoderFeatures", "Pretrained", "front_end", "kept_layers"), "features": ("Features",),
+    "adapting": ("Adapted",), "hubert_attn": ("HubertAttn",), "whisper_prompt": ("WhisperPrompt",),
+    "ecapa_tdnn": ("EcapaTdnn",), "stats_probe": ("StatsProbe",), "optim": ("AdamW", "WarmupCosine"),
+    "tracking": ("Tracking",), "experiment": ("Experiment", "Training"),
+}  # fmt: skip
 ROOT = "experiment.Experiment"
 LINE = 10_000  # characters; snapshots keep one binding a line
 RULE = 80  # characters of a ruled line
 HEADER = "# ser experiment: "
 
 
-@gin.register(module="config")
-def slot(value: Any) -> Any:
-    """Return the value of one slot; binding a reference to it builds that object alone."""
-    return value
-
-
 def register_rooms() -> None:
-    """Register every public class and function of ``ROOMS`` once."""
-    for room in ROOMS:
+    """Register all of ``BINDABLE`` once."""
+    for room, names in BINDABLE.items():
         module = import_module(f"ser.{room}")
-        for name in module.__all__:
-            public = getattr(module, name)
-            if callable(public) and f"{room}.{name}" not in registered and name not in NOT_BINDABLE:
-                gin.register(public, module=room)
-                registered[f"{room}.{name}"] = public
+        for name in names:
+            if f"{room}.{name}" not in registered:
+                registered[f"{room}.{name}"] = component = getattr(module, name)
+                gin.register(component, module=room)
 
 
 registered: dict[str, Callable] = {}
@@ -198,7 +192,7 @@ def statements(text: str, name: str) -> Iterator[Any]:
             f"{name}:{line} {reason} in `{shown}`; values are Python literals, text in quotes: 'name = \"text\"'"
         ) from error
     except ValueError as error:  # a reference to an unknown or ambiguous name
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{name}: {reason}{nearest_configurable(reason)}") from error
 
 
@@ -208,7 +202,7 @@ def nearest_configurable(reason: str) -> str:
     if len(quoted) < 3:
         return ""
     name = quoted[1].rpartition(".")[2]
-    own = "" if closest(name, short_names()) else "; a module of your own must be named in config.ROOMS"
+    own = "" if closest(name, short_names()) else "; a component of your own must be named in config.BINDABLE"
     return nearest(name, short_names()) + own
 
 
@@ -338,24 +332,18 @@ def construct(config: Config, selector: str) -> Any:
         raise UserError(f"{config.name}: {component} cannot be built from these values: {reason}") from error
 
 
-def build(config: Config, what: str | None = None) -> Any:
-    """Build the whole ``Experiment``, or one slot of it without touching the others.
+def build(config: Config) -> Any:
+    """Build the ``Experiment``.
 
     Raises:
-        UserError: a constructor's refusal, or (whole experiment) a binding that nothing uses.
+        UserError: a constructor's refusal, or a binding that nothing uses.
     """
-    if what is None:
-        experiment = construct(config, ROOT)
-        if unused := unused_keys():
-            hint = nearest(unused[0], [key for key in operative_keys() if key not in unused])
-            hint = hint if "did you mean" in hint else ""
-            raise UserError(f"{config.name}: bound but used by nothing: {some(unused)}; remove it{hint}")
-        return experiment
-    values = [b.value for b in config.bindings if b.parameter == what and b.selector.endswith("Experiment")]
-    if not values:
-        raise UserError(f"{config.name}: the configuration has no slot '{what}'")
-    bindings = (*config.bindings, Binding("", "config.slot", "value", values[-1], "slot"))
-    return construct(Config(config.name, bindings), "config.slot")
+    experiment = construct(config, ROOT)
+    if unused := unused_keys():
+        hint = nearest(unused[0], [key for key in operative_keys() if key not in unused])
+        hint = hint if "did you mean" in hint else ""
+        raise UserError(f"{config.name}: bound but used by nothing: {some(unused)}; remove it{hint}")
+    return experiment
 
 
 def snapshot_lines(text: str) -> dict[str, Any]:

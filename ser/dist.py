@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ser.errors import UserError
+from ser.errors import UserError, first_line
 
 __all__ = [
+    "PRECISIONS",
     "added",
     "autocast",
     "barrier",
@@ -36,6 +37,7 @@ __all__ = [
 
 
 T = TypeVar("T")
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def rank() -> int:
@@ -154,7 +156,7 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"another process of this run has ended ({str(error).strip().partition(chr(10))[0][:80]}); see its "
+            f"another process of this run has ended ({first_line(error)}); see its "
             "message, then go on with: just resume RUN"
         ) from error
 
@@ -191,8 +193,7 @@ def choose_int8_engine() -> None:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which torch computes in ``bf16`` or ``fp16`` where it may; ``float32`` changes nothing."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, half, enabled=half is not None)
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
 
 
 def seed_everything(seed: int) -> None:

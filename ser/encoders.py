@@ -25,7 +25,6 @@ from ser.layers import masked_mean_std
 __all__ = ["EncoderFeatures", "Pretrained", "fingerprint", "front_end", "kept_layers"]
 
 KEEP = ("frames", "statistics", "input")
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SECONDS = {"cpu": 10.0, "cuda": 400.0}  # padded sound that keeps a device busy
 UNUSED_WEIGHTS = {"masked_spec_embed"}  # what only pretraining looks at
 
@@ -52,8 +51,8 @@ class Pretrained:
         precision: str = "auto",
         compile: bool = False,
     ):
-        if precision not in (*PRECISIONS, "auto"):
-            raise UserError(f"encoder/precision is '{precision}'{nearest(precision, [*PRECISIONS, 'auto'])}")
+        if precision not in (*dist.PRECISIONS, "auto"):
+            raise UserError(f"encoder/precision is '{precision}'{nearest(precision, [*dist.PRECISIONS, 'auto'])}")
         self.source, self.revision = source, revision
         self.width, self.states = width, states
         self.precision = precision
@@ -84,7 +83,7 @@ class Pretrained:
         """
         if self.precision == "fp16" and device.type == "cpu":
             raise UserError("encoder/precision is 'fp16', which needs a GPU; set 'encoder/precision = \"bf16\"'")
-        return PRECISIONS[self.resolved(device)]
+        return dist.PRECISIONS[self.resolved(device)]
 
     def resolved(self, device: torch.device) -> str:
         """Return the precision with ``auto`` decided for a device."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ser import dist
 from ser.augment import Augmentation
 from ser.errors import UserError, nearest
 from ser.features import Features
@@ -17,7 +18,6 @@ from ser.tracking import Tracking
 
 __all__ = ["Experiment", "Run", "Training"]
 
-PRECISIONS = ("float32", "bf16", "fp16")
 UNREADABLE = ("stop", "skip")
 KEEP = ("best", "last")
 
@@ -68,7 +68,7 @@ class Training:
                 raise UserError(f"Training.{name} is {getattr(self, name)}; expected {value} or more")
         if not 0 <= self.average < 1:
             raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
-        known = {"precision": PRECISIONS, "unreadable": UNREADABLE, "keep": KEEP}
+        known = {"precision": dist.PRECISIONS, "unreadable": UNREADABLE, "keep": KEEP}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UserError(f"train/{name} is '{getattr(self, name)}'{nearest(getattr(self, name), values)}")

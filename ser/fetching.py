@@ -3,7 +3,6 @@
 Unfinished bytes lie in ``NAME.part`` beside their place, the version they belong to in ``NAME.part.etag``.
 """
 
-import errno
 import hashlib
 import random
 import re
@@ -20,7 +19,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ser import __version__
+from ser.audio import LFS_MAGIC
 from ser.errors import UserError
+from ser.files import NO_SPACE
 from ser.progress import progress as progress_bar
 
 __all__ = ["Item", "Outcome", "disk_trouble", "fetch"]
@@ -32,7 +33,6 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds of back-off; doubled each time, 
 LONGEST_RETRY_AFTER = 120.0  # seconds that a server may ask us to wait
 LARGEST = 4 << 30  # bytes of a file of unknown size, or of everything in an archive
 STRONG_ETAG = re.compile('"[!-~]*"')  # a weak one does not vouch for bytes
-LFS_POINTER = b"version https://git-lfs"
 
 
 class Item(NamedTuple):
@@ -189,7 +189,7 @@ class Transfer:
         if not have or have != item.size:
             self.receive(item, part, etag, have)
         with open(part, "rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            if file.read(len(LFS_MAGIC)) == LFS_MAGIC:
                 raise Trouble("a git-lfs pointer came in place of the file", final=True, wrong=True)
             fsync(file.fileno())
         if why := fault(item, part):
@@ -274,7 +274,7 @@ def fault(item: Item, path: Path) -> str:
 
 def disk_trouble(path: Path, error: OSError) -> UserError:
     """Return the one line for a disk that is full or a place that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in NO_SPACE:
         ending = "what was fetched is kept; free some space and run the same command again"
         return UserError(f"{path}: no space left on the disk, {ending}")
     return UserError(f"{error.filename or path}: {error.strerror or error}; check the folder and its owner")

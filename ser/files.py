@@ -14,6 +14,7 @@ from typing import IO, Any
 from ser.errors import UserError, closest, nearest, some
 
 __all__ = [
+    "NO_SPACE",
     "PROJECT",
     "append_line",
     "cannot_write",
@@ -31,6 +32,7 @@ __all__ = [
     "write_text",
 ]
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 PROJECT = Path(__file__).resolve().parents[1]  # the checkout: gin/, tools/ and the published facts in data/
 
 
@@ -245,7 +247,7 @@ def append_line(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Say in one line why a file could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in NO_SPACE:
         kept = "the previous file is kept" if path.exists() else "nothing was written"
         return UserError(f"{path}: no space left on the disk, {kept}; free some space and go on")
     return UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner")

@@ -1,7 +1,7 @@
 """Class histograms: how many clips of each class there are, by part, sex and speaker."""
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from ser.files import write_csv
 from ser.labels import label_set
 from ser.losses import class_weights
 from ser.metadata import Clip, Table
-from ser.splits import PARTS, class_counts
+from ser.splits import PARTS
 
 __all__ = ["advice", "counts_by", "text", "write"]
 
@@ -76,3 +76,9 @@ def write(table: Table, csv_path: Path, png_path: Path) -> None:
     write_csv(csv_path, ("grouping", "group", *labels), rows)
     panels = {grouping: counts_by(table, grouping) for grouping in ("part", "sex")}
     plots.histogram(png_path, panels, labels, f"{table.corpus}: {len(table.clips)} clips")
+
+
+def class_counts(clips: Iterable[Clip], corpus: str) -> list[int]:
+    """Count the clips of each class, in the order of the corpus's label set."""
+    counts = Counter(clip.emotion for clip in clips)
+    return [counts[label] for label in label_set(corpus)]

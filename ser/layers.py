@@ -16,6 +16,7 @@ from ser.errors import UserError, nearest
 __all__ = [
     "COMBINED",
     "NORMALISATIONS",
+    "WITHOUT_TIME",
     "AttentiveStatistics",
     "CosineHead",
     "InputNorm",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 NORMALISATIONS = ("corpus", "speaker", "clip", "none")
+WITHOUT_TIME = ("corpus", "speaker", "none")  # of what has no frames
 COMBINED = ("join", "sum")  # what becomes of an encoder's layers: side by side, or a learned weighted sum
 
 

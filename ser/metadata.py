@@ -72,9 +72,10 @@ def raw_folder(corpus: str) -> Path:
     return folder
 
 
-def prepare_command(corpus: str) -> str:
-    """Return the command that prepares a corpus; the demo makes its own recordings."""
-    return "just prepare demo" if corpus == "demo" else f"just raw=PATH prepare {corpus}"
+def prepare_command(corpus: str, recipe: str = "prepare") -> str:
+    """Return the command that prepares a corpus, or makes its ``metadata`` anew; the demo makes its own recordings."""
+    raw = {"demo": "", "custom": "raw=TABLE.csv "}.get(corpus, "raw=PATH ")
+    return f"just {raw}{recipe} {corpus}"
 
 
 def read_local(corpus: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def read_local(corpus: str) -> dict[str, Any]:
     good = isinstance(local, dict) and isinstance(local.get("raw"), str) and isinstance(local.get("missing"), int)
     if not good:
         raise UserError(
-            f"{path}: expected raw (text) and missing (number); make it again: just raw=PATH metadata {corpus}"
+            f"{path}: expected raw (text) and missing (number); make it again: {prepare_command(corpus, 'metadata')}"
         )
     return local
 
@@ -126,7 +127,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
         if gone:
             raise UserError(
                 f"{path}: {len(gone)} rows whose sound file is gone from {table.raw}: {some(gone)}; "
-                f"bring them back or run again: just raw=PATH metadata {corpus}"
+                f"bring them back or run again: {prepare_command(corpus, 'metadata')}"
             )
     return table
 

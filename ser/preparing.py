@@ -29,12 +29,10 @@ def clips_of(corpus: Corpus, raw: Path, allow_missing: bool = False) -> tuple[li
         )
     if foreign := verify.foreign_clips(corpus, found):
         raise UserError(f"{found.clips[foreign[0]]}: not on the official list of {corpus.title}; move it away")
-    official = corpus.official()
-    missing = len([clip for clip in official if clip not in found.clips]) or max(0, corpus.expected - len(found.clips))
+    missing, named = verify.missing_clips(corpus, found)
     if missing and not allow_missing:
-        named = [clip for clip in official if clip not in found.clips]
         raise UserError(
-            f"{raw}: {missing} of {len(official) or corpus.expected} clips are missing"
+            f"{raw}: {missing} of {len(corpus.official()) or corpus.expected} clips are missing"
             f"{': ' + some(named) if named else ''}; "
             f"bring them, or go on without: just allow_missing=1 metadata {corpus.name}"
         )

@@ -15,7 +15,7 @@ from ser.files import read_csv, read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import TITLES, estimate, gap_text, licence_of, temperature_of, title_of, with_interval
+from ser.reporting import TITLES, estimate, gap_text, licence_of, missing_text, temperature_of, title_of, with_interval
 from ser.robustness import estimate_of, shown_value
 from ser.subgroups import COLUMNS
 
@@ -111,8 +111,7 @@ def protocol(metrics: dict[str, Any]) -> str:
     """Return the box that says what the figures are of."""
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in metrics["tags"])
     facts = [
-        f"{metrics['n_clips']} clips of {metrics['n_speakers']} speakers"
-        + (f", {metrics['clips_missing']} official clips not at hand" if metrics["clips_missing"] else ""),
+        f"{metrics['n_clips']} clips of {metrics['n_speakers']} speakers{missing_text(metrics['clips_missing'])}",
         f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}",
         "no speaker of them was trained on" if metrics["speaker_independent"] else "not independent of the speaker",
         f"split {metrics['split_sha256'][:12]}",

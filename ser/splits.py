@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
-from ser.labels import label_set
 from ser.metadata import Clip
 
 __all__ = ["PARTS", "Split", "check_leaks", "parts_of", "read_split", "schemes", "select", "write_split"]
@@ -189,9 +188,3 @@ def summary(split: Split, speaker_of: Mapping[str, str]) -> list[tuple[str, int,
             speakers.setdefault(group, set()).add(speaker_of[clip])
     order = (*PARTS, UNUSED) if split.column == "part" else sorted(clips, key=int)
     return [(group, clips[group], len(speakers.get(group, ()))) for group in order if group in clips]
-
-
-def class_counts(clips: Iterable[Clip], corpus: str) -> list[int]:
-    """Count the clips of each class, in the order of the corpus's label set."""
-    counts = Counter(clip.emotion for clip in clips)
-    return [counts[label] for label in label_set(corpus)]

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from ser.batches import Batch
 from ser.errors import UserError, nearest
 from ser.interfaces import Solvable
-from ser.layers import COMBINED, InputNorm, LayerSum, Speakers
+from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, Speakers
 
 __all__ = ["StatsProbe"]
 
 SOLVERS = ("closed_form", "loop")
-NORMALISATIONS = ("corpus", "speaker", "none")
 NEVER = -30.0  # logit of a class that training has not met
 
 
@@ -64,8 +63,8 @@ class StatsProbe(Solvable):
             raise UserError(f"StatsProbe.combine is '{combine}'{nearest(combine, COMBINED)}")
         if solver not in SOLVERS:
             raise UserError(f"StatsProbe.solver is '{solver}'{nearest(solver, SOLVERS)}")
-        if normalisation not in NORMALISATIONS:
-            raise UserError(f"StatsProbe.normalisation is '{normalisation}'{nearest(normalisation, NORMALISATIONS)}")
+        if normalisation not in WITHOUT_TIME:
+            raise UserError(f"StatsProbe.normalisation is '{normalisation}'{nearest(normalisation, WITHOUT_TIME)}")
         if solver == "closed_form" and combine == "sum":
             raise UserError("StatsProbe: weights of layers are learned in the loop; set 'stats/solver = \"loop\"'")
         if not strengths or min(strengths) <= 0:

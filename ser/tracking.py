@@ -16,7 +16,7 @@ import numpy as np
 
 from ser import plots
 from ser.dist import is_main
-from ser.errors import UserError, nearest
+from ser.errors import UserError, first_line, nearest
 from ser.files import append_line, write_text
 
 __all__ = ["Tracker", "Tracking", "read_log"]
@@ -104,8 +104,7 @@ class Tracker:
             return True
         except Exception as error:
             self.run = None
-            reason = str(error).strip().partition("\n")[0]
-            print(f"W&B failed ({type(error).__name__}: {reason}); log.jsonl goes on", file=sys.stderr)
+            print(f"W&B failed ({type(error).__name__}: {first_line(error)}); log.jsonl goes on", file=sys.stderr)
             return False
 
     def rewind(self, step: int, epoch: int) -> None:

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ser.errors import UserError
-from ser.fetching import disk_trouble
+from ser.fetching import LARGEST, disk_trouble
 from ser.files import write_atomically
 from ser.progress import progress as progress_bar
 
 __all__ = ["unpack"]
 
-LARGEST = 4 << 30  # bytes of everything in an archive
 DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
 
 

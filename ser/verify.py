@@ -182,7 +182,7 @@ def check(corpus: Corpus, raw: Path, allow_missing: bool = False, progress: bool
         )
         bar = progress_bar(jobs, f"verify {corpus.name}", len(found.clips), shown=progress)
         findings = {finding.clip: finding for finding in bar}
-    missing = [clip for clip in official if clip not in found.clips]
+    _, missing = missing_clips(corpus, found)
     report = Report(corpus.name, raw, len(official) or corpus.expected or len(findings), found, findings, missing)
     judge(report, corpus, allow_missing)
     return report
@@ -224,6 +224,12 @@ def judge(report: Report, corpus: Corpus, allow_missing: bool) -> None:
     report.notes += [f"identical sound, kept: {some(group)}" for group in duplicates(findings)]
     odd = {clip: why for clip, why in corpus.known_odd.items() if clip in report.findings}
     report.notes += [f"known: {clip}: {why}" for clip, why in sorted(odd.items())]
+
+
+def missing_clips(corpus: Corpus, found: Found) -> tuple[int, list[str]]:
+    """Return how many official clips are not there, and their names where a list is published."""
+    names = [clip for clip in corpus.official() if clip not in found.clips]
+    return len(names) or max(0, corpus.expected - len(found.clips)), names
 
 
 def foreign_clips(corpus: Corpus, found: Found) -> list[str]:

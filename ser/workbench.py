@@ -20,6 +20,7 @@ from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.optim import Average
 from ser.predictions import Predictions
+from ser.reporting import missing_text
 from ser.samplers import shuffled
 from ser.speakers import Memory
 from ser.starting import begin_with, read_start
@@ -229,7 +230,7 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     if isinstance(model, Solvable) and model.solves:
         effort = f"solved for C of {', '.join(map(str, model.strengths))}"
     copies = f" and {len(setup.copies)} copies of each" if setup.copies else ""
-    missing = f", {protocol.table.missing} official clips not at hand" if protocol.table.missing else ""
+    missing = missing_text(protocol.table.missing)
     encoder = f", encoder {model.encoder.name}" if model.encoder is not None else ""
     encoder += f", begun with {experiment.training.start}" if experiment.training.start else ""
     judges = f"{len(validation)} of {len({c.speaker for c in validation})} validate" if validation else "none validates"

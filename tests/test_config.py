@@ -183,13 +183,6 @@ def test_snapshot_holds_defaults_and_typed_settings():
     assert values["Augmentation.operations"] == ["@augment_features.SpecAugment()", "@augment_features.Mixup()"]
 
 
-def test_one_slot_is_built_without_the_others():
-    loaded = config.load("ravdess_ecapa", [*SMALL, "train/epochs = 0"])  # the training slot would refuse
-    assert type(config.build(loaded, "model")).__name__ == "EcapaTdnn"
-    with pytest.raises(UserError, match="no slot 'modle'"):
-        config.build(loaded, "modle")
-
-
 def test_a_path_and_a_name_mean_the_same_from_any_folder(tmp_path, monkeypatch):  # P16
     monkeypatch.chdir(tmp_path)
     by_path = config.load(str(PROJECT / "gin/exp/demo_ecapa.gin"), SMALL)

@@ -83,7 +83,7 @@ def test_metadata_has_a_row_for_every_clip_and_remembers_the_raw_folder(worked, 
     table = read_table("ravdess", check_files=True)
     assert table.raw == home / "raw/ravdess"
     assert "24 clips, 3 speakers" in done["metadata"].stdout
-    assert "1416 official clips missing" in done["metadata"].stdout
+    assert "1416 official clips not at hand" in done["metadata"].stdout
 
 
 def test_split_writes_every_scheme_and_prints_its_hash(worked, monkeypatch):

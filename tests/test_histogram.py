@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,3 +99,9 @@ def test_the_weights_shown_are_those_of_the_training_part():
 )
 def test_the_advice_follows_the_imbalance_of_the_classes_present(counts, says):
     assert says in histogram.advice(np.array(counts))
+
+
+def test_class_counts_come_in_the_order_of_the_label_set():
+    clips = [SimpleNamespace(emotion=emotion) for emotion in ("sad", "sad", "angry", "sad")]
+    counts = dict(zip(label_set("ravdess"), histogram.class_counts(clips, "ravdess"), strict=True))
+    assert counts == dict.fromkeys(label_set("ravdess"), 0) | {"sad": 3, "angry": 1}

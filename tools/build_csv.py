@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
     arguments = parser.parse_args()
 
-    from ser import corpora, metadata, preparing, votes
+    from ser import corpora, metadata, preparing, reporting, votes
 
     corpus = corpora.corpus(arguments.corpus)
     raw = arguments.raw or metadata.raw_folder(corpus.name)
@@ -29,8 +29,7 @@ def main() -> None:
     speakers = len({clip.speaker for clip in clips} - {""})
     unknown = sum(not clip.speaker for clip in clips)
     hours = sum(clip.seconds for clip in clips) / 3600
-    absent = f", {missing} official clips missing" if missing else ""
-    print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{absent}")
+    print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{reporting.missing_text(missing)}")
     if unknown:
         print(f"  {unknown} clips without a speaker: one person may be in several parts, and every figure is tagged")
     if rated:
