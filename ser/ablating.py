@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ser import config, metrics, plots, stats
+from ser import checkpoints, config, metrics, plots
 from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
@@ -23,7 +23,6 @@ from ser.reporting import commits_text, missing_text, p_text
 from ser.runs import create, train
 from ser.scoring import interval_reason, paired
 from ser.starting import read_start
-from ser.state import is_finished
 
 __all__ = ["ablate", "table"]
 
@@ -211,19 +210,16 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
     folders, runs = [], []
     for overrides in variant.overrides:
         made, run = create(config.load(experiment, overrides))
-        if not is_finished(run) and (status := train(made, run, progress)):
+        if not checkpoints.is_finished(run.last) and (status := train(made, run, progress)):
             return status
         runs.append(run.folder.name)
         folders.append(evaluated(made, run, "val", progress))
     found = [read_predictions(folder / "predictions.csv").by_clip() for folder in folders]
     figures = [read_json(folder / "metrics.json") for folder in folders]
-    confusions = [
-        stats.speaker_confusions(np.array(one.speakers), one.indices, one.answers, len(one.labels)) for one in found
-    ]
     return Answered(
         runs,
         found,
-        np.stack(confusions),
+        np.stack([one.confusions for one in found]),
         sum(one["hours"] for one in figures),
         figures[0]["parameters_trained"],
         figures[0]["tags"],

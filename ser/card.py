@@ -9,14 +9,23 @@ from typing import Any
 
 from ser import __version__, checkpoints
 from ser.errors import UserError
-from ser.evaluating import made_with
-from ser.files import read_csv, read_json
+from ser.evaluating import is_of_best
+from ser.files import read_json
 from ser.interfaces import Solvable
 from ser.layers import normalises_by_speaker
-from ser.reporting import TITLES, corpus_says, estimate, gap_text, licence_of, temperature_of, title_of, with_interval
-from ser.robustness import estimate_of, shown_value
+from ser.reporting import (
+    TITLES,
+    corpus_says,
+    estimate_of,
+    gap_text,
+    licence_of,
+    temperature_of,
+    title_of,
+    with_interval,
+)
+from ser.robustness import shown_value
 from ser.runs import Trained
-from ser.subgroups import COLUMNS
+from ser.subgroups import read_subgroups
 
 __all__ = ["model_card"]
 
@@ -50,7 +59,7 @@ def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
             metrics = read_json(path)
         except UserError:
             continue
-        if made_with(metrics, model.checkpoint):
+        if is_of_best(metrics, model.checkpoint):
             found.append((path.parent, metrics))
     return found
 
@@ -214,13 +223,11 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
     for folder, metrics in sorted(scored, key=lambda each: each[1]["part"] != "test"):
         if metrics["corpus"] != corpus or not (folder / "subgroups.csv").is_file():
             continue
-        rows = [row for _, row in read_csv(folder / "subgroups.csv", COLUMNS) if row["grouping"] != "speaker"]
+        rows = [row for row in read_subgroups(folder / "subgroups.csv") if row["grouping"] != "speaker"]
         lines = ["## Subgroups", "", f"{scored_on(metrics)}.", "", "| by | group | clips | UAR |"]
         lines.append("|---|---|---|---|")
         for row in rows:
-            low, high = (float(row[name]) if row[name] else None for name in ("uar_low", "uar_high"))
-            uar = estimate(float(row["uar"]), (low, high)) if row["uar"] else "-"
-            lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {uar} |")
+            lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {estimate_of(row, 'uar')} |")
         gaps = [f"{grouping}: {gap_text(gap)}." for grouping, gap in metrics["gaps"].items()]
         return "\n".join([*lines, "", *gaps]) if rows else ""
     return ""

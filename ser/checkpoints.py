@@ -13,7 +13,9 @@ from ser.errors import UserError, some
 from ser.files import write_bytes
 from ser.optim import kept
 
-__all__ = ["check", "identity", "is_of", "load", "restore", "same", "save"]
+__all__ = ["BEST", "LAST", "check", "identity", "is_finished", "is_of", "load", "restore", "same", "save"]
+
+BEST, LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # in a run's folder
 
 FORMAT = 2  # 1: without the learning-rate scales and the list of random numbers that resuming needs
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ser import checkpoints, metrics, stats
+from ser import metrics
 from ser.errors import UserError, nearest, some
-from ser.evaluating import made_with
-from ser.files import outputs_folder, read_json, run_folder, write_csv, write_json
+from ser.evaluating import current_figures
+from ser.files import outputs_folder, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
 from ser.reporting import missing_text, p_text
 from ser.scoring import interval_reason, paired
 
-__all__ = ["check_same", "compare", "current_figures", "shared_evaluation", "table"]
+__all__ = ["check_same", "checked_figures", "compare", "shared_evaluation", "table"]
 
 
 def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str, Any]]:
@@ -32,7 +32,7 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
     label = shared_evaluation(folders, part)
-    figures = [current_figures(folder, label) for folder in folders]
+    figures = [checked_figures(folder, label) for folder in folders]
     tags, missing = [made["tags"] for made in figures], figures[0]["clips_missing"]
     one, other = (read_predictions(folder / "eval" / label / "predictions.csv").by_clip() for folder in folders)
     check_same(one, other, folders)
@@ -65,20 +65,17 @@ def shared_evaluation(folders: Sequence[Path], part: str) -> str:
     raise UserError(f"no evaluation on '{part}' that all runs have{nearest(part, sorted(set.union(*have)))}")
 
 
-def current_figures(folder: Path, label: str) -> dict[str, Any]:
-    """Return the metrics of an evaluation, which this ser made, of a run's best weights; other folders have none.
+def checked_figures(folder: Path, label: str) -> dict[str, Any]:
+    """Return the metrics of an evaluation, see ``evaluating.current_figures``.
 
     Raises:
         UserError: they are of other weights or of an earlier ser.
     """
-    path, best = folder / "eval" / label / "metrics.json", folder / "checkpoints/best.pt"
-    figures = read_json(path) if path.is_file() else {}
-    whole = isinstance(figures, dict) and {"classes", "tags"} <= figures.keys()
-    if not whole or (best.is_file() and not made_with(figures, checkpoints.load(best))):
-        raise UserError(
-            f"{folder.name}: {label} was scored before the run was finished, or by an earlier ser; score it again"
-        )
-    return figures
+    if figures := current_figures(folder, label):
+        return figures
+    raise UserError(
+        f"{folder.name}: {label} was scored before the run was finished, or by an earlier ser; score it again"
+    )
 
 
 def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> None:
@@ -98,16 +95,11 @@ def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> Non
 def comparison(one: Predictions, other: Predictions) -> dict[str, Any]:
     """Return both runs' figures and what is between them."""
     index = {label: number for number, label in enumerate(one.labels)}
-    references = one.indices
-    speakers = np.array(one.speakers)
-    first, second = (
-        stats.speaker_confusions(speakers, references, predictions.answers, len(index)) for predictions in (one, other)
-    )
-    counts = (first, second)
+    counts = (one.confusions, other.confusions)
     figures = [metrics.figures(per_speaker.sum(0)) for per_speaker in counts]
     recalls = [metrics.recalls(per_speaker.sum(0)) for per_speaker in counts]
-    intervals, p = paired(one, first, second)
-    right = [predictions.answers == references for predictions in (one, other)]
+    intervals, p = paired(one, *counts)
+    right = [predictions.answers == one.indices for predictions in (one, other)]
     return {
         "n_clips": len(one.clips),
         "n_speakers": len(set(one.speakers) - {""}),

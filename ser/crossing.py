@@ -7,13 +7,14 @@ from typing import Any
 from ser import checkpoints, evaluation, plots
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
-from ser.evaluating import about_run, made_with, predict, raters, tags_of
-from ser.files import outputs_folder, read_json, write_csv
+from ser.evaluating import about_run, current_figures, predict, raters, tags_of
+from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
 from ser.metadata import Table, metadata_path, read_table
-from ser.reporting import aligned, estimate
+from ser.reporting import aligned, estimate_of
 from ser.runs import Trained, trained
+from ser.stats import columns
 from ser.votes import stored_votes
 from ser.workbench import fit_input_norm
 
@@ -114,9 +115,9 @@ def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, l
     """
     corpora = [corpus for corpus in LABEL_SETS if metadata_path(corpus).is_file()]
     rows = []
-    for folder in sorted(path.parents[1] for path in outputs_folder().glob("*/checkpoints/best.pt")):
+    for folder in sorted(path.parents[1] for path in outputs_folder().glob(f"*/{checkpoints.BEST}")):
         try:
-            own = checkpoints.load(folder / "checkpoints/best.pt")["protocol"]["corpus"]
+            own = checkpoints.load(folder / checkpoints.BEST)["protocol"]["corpus"]
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
@@ -140,13 +141,10 @@ def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, l
 
 def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) -> dict[str, Any]:
     """Return the figures of a run on a corpus, those on disk where they were made with its best weights."""
-    path = folder / "eval" / label_of(corpus, calm, adapt) / "metrics.json"
-    if path.is_file():
-        best, figures, known = checkpoints.load(folder / "checkpoints/best.pt"), read_json(path), read_table(corpus)
-        if made_with(figures, best):
-            counted = figures["n_clips"] + sum(figures["left_out"].values())
-            if (counted, figures["clips_missing"]) == (len(known.clips), known.missing):
-                return figures
+    known = read_table(corpus)
+    figures = current_figures(folder, label_of(corpus, calm, adapt), clips_missing=known.missing)
+    if figures and figures["n_clips"] + sum(figures["left_out"].values()) == len(known.clips):
+        return figures
     return cross(str(folder), corpus, calm, adapt, progress)[1]
 
 
@@ -154,8 +152,7 @@ def row_of(metrics: dict[str, Any], adapt: bool) -> dict[str, Any]:
     """Return the row of one figure."""
     row = {name: metrics.get(name) for name in COLUMNS} | {"adapted": adapt, "tags": " ".join(metrics["tags"])}
     for prefix, figures in (("", metrics), ("strict_", metrics["strict"])):
-        row[f"{prefix}uar"] = figures["uar"]
-        row[f"{prefix}uar_low"], row[f"{prefix}uar_high"] = figures["ci95"]["uar"] or (None, None)
+        row |= columns(f"{prefix}uar", figures["uar"], figures["ci95"]["uar"])
     return row
 
 
@@ -163,7 +160,7 @@ def table(folder: Path, rows: list[dict[str, Any]]) -> str:
     """Return the rows for people, and where the files lie."""
     lines = [("run", "corpus", "", "UAR", "strict UAR", "clips", "tags")]
     for row in rows:
-        shown = [estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"])) for name in ("uar", "strict_uar")]
+        shown = [estimate_of(row, name) for name in ("uar", "strict_uar")]
         adapted = "adapted" if row["adapted"] else ""
         lines.append((row["run"], row["corpus"], adapted, *shown, str(row["n_clips"]), row["tags"]))
     calm = f"calm {rows[0]['calm_policy']}; adapted: normalised by the other corpus's statistics, no label looked at"

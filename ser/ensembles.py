@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import commits_of, evaluate, highest
+from ser.evaluating import commits_of, current_figures, evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -113,14 +113,14 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
         found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
         own = [name for name in found if name == part or name.endswith(f"-{part}")]
         trained = (folder / "run.gin").is_file()
-        if trained and not checkpoints.is_finished(folder / "checkpoints/last.pt"):
+        if trained and not checkpoints.is_finished(folder / checkpoints.LAST):
             raise UserError(f"{folder.name}: is not finished; go on with: just resume {folder.name}")
-        if trained and part in ("test", "val") and not (own and all(is_current(folder, name) for name in own)):
+        if trained and part in ("test", "val") and not (own and all(current_figures(folder, name) for name in own)):
             evaluate(str(folder), part, progress=False)
     label = comparing.shared_evaluation(folders, part)
     members = []
     for folder in folders:
-        metrics = comparing.current_figures(folder, label)
+        metrics = comparing.checked_figures(folder, label)
         if "speakers-seen" in metrics["tags"]:
             raise UserError(f"{folder.name}: was trained on speakers of {label}; it cannot take part")
         members.append((read_predictions(folder / "eval" / label / "predictions.csv").by_clip(), metrics))
@@ -133,14 +133,6 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
                     f"{str(metrics[name])[:12]}; members share one protocol"
                 )
     return label, members
-
-
-def is_current(folder: Path, label: str) -> bool:
-    """Say whether an evaluation need not be made again."""
-    try:
-        return bool(comparing.current_figures(folder, label))
-    except UserError:
-        return False
 
 
 def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:

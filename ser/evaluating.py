@@ -26,14 +26,18 @@ __all__ = [
     "about_run",
     "check_unseen",
     "commits_of",
+    "current_figures",
     "evaluate",
     "evaluated",
     "highest",
-    "made_with",
+    "is_known",
+    "is_of_best",
     "predict",
     "raters",
     "tags_of",
 ]  # fmt: skip
+
+KNOWN = {"classes", "gaps", "part", "reliability", "tags"}  # of what a metrics.json of this version holds
 
 
 def evaluate(
@@ -78,7 +82,7 @@ def evaluate(
     clips = [clip for clip in clips if clip.emotion]  # raters were at odds on the others; votes may still have taught
     predictions = predict(model, protocol.corpus, clips, progress, speaker_clips, members)
     heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
-    what, how = f"{protocol.corpus}-{protocol.scheme}-{part}", ""
+    what, how = protocol.evaluation(part), ""
     if protocol.label_source != model.experiment.protocol.label_source:
         how += f"-{protocol.label_source}"
     if speaker_clips is not None:
@@ -192,24 +196,47 @@ def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True
     Raises:
         UserError: the run was made with other clips or another split; or as ``evaluate``.
     """
-    best = checkpoints.load(run.best)
-    check_unchanged(run, experiment, best, run.best)
+    check_unchanged(run, experiment, checkpoints.load(run.best), run.best)
     protocol = experiment.protocol
-    folder = run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
-    if (folder / "metrics.json").is_file():
-        figures = read_json(folder / "metrics.json")
-        wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(protocol.part(part))}
-        if made_with(figures, best) and all(figures.get(name) == value for name, value in wanted.items()):
-            return folder
+    label, clips = protocol.evaluation(part), len(protocol.part(part))
+    if current_figures(run.folder, label, split_sha256=protocol.split.sha256, n_clips=clips):
+        return run.folder / "eval" / label
     return evaluate(str(run.folder), part, progress=progress)[0]
 
 
-def made_with(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Say whether what a ``metrics.json`` holds is of a finished run's best weights and of this version of ser."""
-    if not isinstance(figures, dict) or "classes" not in figures or "unfinished" in figures["tags"]:
-        return False
-    same = checkpoints.is_of(figures.get("checkpoint"), checkpoint)
-    return same and figures.get("temperature") == checkpoint.get("temperature", 1.0)
+def is_known(figures: Any) -> bool:
+    """Say whether this version of ser wrote a ``metrics.json``."""
+    return isinstance(figures, dict) and figures.keys() >= KNOWN
+
+
+def is_of_best(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Say whether figures are of a finished run's best weights and their temperature."""
+    return (
+        is_known(figures)
+        and "unfinished" not in figures["tags"]
+        and checkpoints.is_of(figures.get("checkpoint"), checkpoint)
+        and figures.get("temperature") == checkpoint.get("temperature", 1.0)
+    )
+
+
+def current_figures(folder: Path, label: str, **wanted: Any) -> dict[str, Any] | None:
+    """Return the metrics of an evaluation on disk; None where it need be made again.
+
+    Args:
+        folder: of a run, of whose best weights it is to be; or of an ensemble or cross-validation, which has none.
+        label: name of the evaluation.
+        wanted: values that the metrics must have.
+
+    Raises:
+        UserError: a damaged checkpoint.
+    """
+    path, best = folder / "eval" / label / "metrics.json", folder / checkpoints.BEST
+    try:
+        figures = read_json(path)
+    except UserError:
+        return None
+    good = is_of_best(figures, checkpoints.load(best)) if best.is_file() else is_known(figures)
+    return figures if good and all(figures.get(name) == value for name, value in wanted.items()) else None
 
 
 def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:

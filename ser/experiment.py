@@ -6,6 +6,7 @@ from typing import Any
 
 from ser import dist
 from ser.augment import Augmentation
+from ser.checkpoints import BEST, LAST
 from ser.errors import UserError, nearest
 from ser.features import Features
 from ser.interfaces import Classifier, Solvable
@@ -237,9 +238,9 @@ class Run:
     @property
     def best(self) -> Path:
         """The checkpoint with the best validation UAR."""
-        return self.folder / "checkpoints" / "best.pt"
+        return self.folder / BEST
 
     @property
     def last(self) -> Path:
         """The newest checkpoint, from which the run resumes."""
-        return self.folder / "checkpoints" / "last.pt"
+        return self.folder / LAST

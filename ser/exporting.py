@@ -370,7 +370,7 @@ def exported(name: str) -> Path:
     run = run_folder(name)
     folder = run / "export"
     if (folder / INDEX).is_file():
-        best = checkpoints.load(run / "checkpoints/best.pt")
+        best = checkpoints.load(run / checkpoints.BEST)
         same = checkpoints.is_of(read_index(folder).get("checkpoint"), best)
         made = (folder / INDEX).stat().st_mtime
         # The card tells of evaluations; of those made since it would not.

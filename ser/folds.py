@@ -70,7 +70,7 @@ def cross_validate(
         scored += fold_experiment.protocol.part("test")
         print(f"fold {fold}: test UAR {results[-1]['uar']:.3f}, WA {results[-1]['wa']:.3f}")
     protocol = first.protocol
-    whole = protocol.describe().replace(" fold 1", "", 1)
+    whole = replace(protocol, fold=None).describe()
     beyond = results[0]["trained_on"].removeprefix(protocol.describe())
     but = "" if first.hears_validation else " but those that validate"
     about = {
@@ -98,7 +98,7 @@ def cross_validate(
         ],
     }
     write_text(cv_folder / "cv.gin", head.config)  # of the first fold: by it seeds of one setting find each other
-    folder = cv_folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-test"
+    folder = cv_folder / "eval" / protocol.evaluation("test")
     return folder, evaluation.write_evaluation(
         folder,
         pool(predictions),

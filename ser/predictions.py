@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser import calibration
+from ser import calibration, stats
 from ser.errors import UserError, some
 from ser.files import read_csv, write_csv
 
@@ -49,6 +49,11 @@ class Predictions:
         """Place of each reference in ``labels``, int [N]."""
         place = {label: number for number, label in enumerate(self.labels)}
         return np.array([place[label] for label in self.references], dtype=np.int64)
+
+    @property
+    def confusions(self) -> np.ndarray:
+        """A confusion matrix of each speaker, int64 [S, C, C], speakers in sorted order."""
+        return stats.speaker_confusions(np.array(self.speakers), self.indices, self.answers, len(self.labels))
 
     def tempered(self, temperature: float) -> "Predictions":
         """Return the predictions with logits divided by a temperature; answers stay."""

@@ -20,6 +20,7 @@ from ser.predictions import Predictions
 from ser.progress import cores
 from ser.progress import progress as progress_bar
 from ser.scoring import score
+from ser.stats import columns
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
 __all__ = ["probe", "table"]
@@ -118,8 +119,7 @@ def row_of(layer: str, predictions: Predictions) -> dict[str, Any]:
     figures = score(predictions)
     row: dict[str, Any] = {"layer": layer}
     for name in ("uar", "wa"):
-        low, high = figures["ci95"][name] or (None, None)
-        row |= {name: round(figures[name], 4), f"{name}_low": low, f"{name}_high": high}
+        row |= columns(name, round(figures[name], 4), figures["ci95"][name])
     return row
 
 

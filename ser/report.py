@@ -11,13 +11,23 @@ import numpy as np
 from ser import audio, checkpoints
 from ser.environment import revision_of, short
 from ser.errors import UserError
-from ser.files import read_csv, read_json, run_folder, write_text
+from ser.evaluating import is_known
+from ser.files import read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import TITLES, estimate, gap_text, licence_of, missing_text, temperature_of, title_of, with_interval
-from ser.robustness import estimate_of, shown_value
-from ser.subgroups import COLUMNS
+from ser.reporting import (
+    TITLES,
+    estimate_of,
+    gap_text,
+    licence_of,
+    missing_text,
+    temperature_of,
+    title_of,
+    with_interval,
+)
+from ser.robustness import shown_value
+from ser.subgroups import read_subgroups
 
 __all__ = ["report"]
 
@@ -58,11 +68,6 @@ def report(name: str, sound: bool = False) -> Path:
     path = folder / "report.html"
     write_text(path, page(folder.name, parts))
     return path
-
-
-def is_known(metrics: Any) -> bool:
-    """Say whether this version of ser wrote a ``metrics.json``."""
-    return isinstance(metrics, dict) and {"classes", "gaps", "reliability", "part"} <= metrics.keys()
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -133,9 +138,8 @@ def groups(path: Path, gaps: dict[str, Any]) -> str:
     if not path.is_file():
         return ""
     shown = []
-    for _, row in read_csv(path, COLUMNS):
-        uar, low, high = (float(row[name]) if row[name] else None for name in ("uar", "uar_low", "uar_high"))
-        figure = ("-", "") if uar is None else (estimate(uar, (low, high)), bar(uar))
+    for row in read_subgroups(path):
+        figure = estimate_of(row, "uar"), bar(row["uar"]) if row["uar"] is not None else ""
         shown.append((row["grouping"], row["group"], row["clips"], row["speakers"], *figure))
     said = [f"{grouping}: {gap_text(gap)}" for grouping, gap in gaps.items()]
     note = f'<p class="soft">{escape("; ".join(said))}.</p>' if said else ""
@@ -208,7 +212,7 @@ def wav(known: Table, clip: Clip) -> bytes:
 
 def trained(folder: Path) -> list[str]:
     """Return curves, what the checkpoint says of itself, and the weights of an encoder's layers."""
-    path = folder / "checkpoints/best.pt"
+    path = folder / checkpoints.BEST
     if not path.is_file():
         return []
     checkpoint = checkpoints.load(path)

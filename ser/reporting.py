@@ -13,6 +13,7 @@ __all__ = [
     "commits_text",
     "corpus_says",
     "estimate",
+    "estimate_of",
     "evaluation",
     "gap_text",
     "licence_of",
@@ -96,6 +97,11 @@ def temperature_of(metrics: Mapping[str, Any]) -> str:
     return (
         "the temperature, fitted on these very clips" if metrics["part"] == "val" else "the temperature of validation"
     )
+
+
+def estimate_of(row: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """Return a row's figure with its interval, see ``stats.columns``; a dash where there is none."""
+    return "-" if row[name] is None else estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"]), sign)
 
 
 def with_interval(figures: dict[str, Any], name: str) -> str:

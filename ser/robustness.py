@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -24,12 +23,12 @@ from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
 from ser.progress import progress as progress_bar
-from ser.reporting import aligned, estimate
+from ser.reporting import aligned, estimate_of
 from ser.runs import trained
 from ser.samplers import bucketed
-from ser.scoring import interval_reason
+from ser.scoring import draws_of, interval_reason
 
-__all__ = ["CONDITIONS", "Distorted", "estimate_of", "robustness", "shown_value", "table"]
+__all__ = ["CONDITIONS", "Distorted", "robustness", "shown_value", "table"]
 
 COLUMNS = (
     "kind", "value", "uar", "uar_low", "uar_high", "change", "change_low", "change_high", "same_answers",
@@ -208,7 +207,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     protocol, features = model.experiment.protocol, model.experiment.features
     clips = protocol.part(part)
     check_unseen(model, clips, part, False)
-    folder = model.run.folder / "eval" / f"{protocol.corpus}-{protocol.scheme}-{part}"
+    folder = model.run.folder / "eval" / protocol.evaluation(part)
     index = store_folder(protocol.corpus, features) / "index.json"
     if features.cached and index.is_file():  # in the precision of the features that it is compared with
         features.front_end.settle(read_json(index)["spec"]["front_end"])
@@ -259,13 +258,11 @@ def rows_so_far(path: Path, of: dict[str, Any]) -> dict[tuple[str, float | None]
 
 def row_of(kind: str, value: float | None, clean: Predictions, worse: Predictions) -> dict[str, Any]:
     """Return the row of one condition."""
-    speakers, references, classes = np.array(clean.speakers), clean.indices, len(clean.labels)
-    before, after = (stats.speaker_confusions(speakers, references, made.answers, classes) for made in (clean, worse))
-    weights = stats.draws(len(after), 0 if interval_reason(clean) else stats.DRAWS)
-    uar, apart = metrics.uar(stats.weighted(after, weights)), metrics.uar(stats.weighted(before, weights))
-    row: dict[str, Any] = {"kind": kind, "value": value, "uar": float(uar[0]), "change": float(uar[0] - apart[0])}
-    for figure, draws in (("uar", uar), ("change", uar - apart)):
-        row[f"{figure}_low"], row[f"{figure}_high"] = stats.interval(draws[1:]) or (None, None)
+    weights = draws_of(clean)
+    before, after = (metrics.uar(stats.weighted(made.confusions, weights)) for made in (clean, worse))
+    row: dict[str, Any] = {"kind": kind, "value": value}
+    for figure, drawn in (("uar", after), ("change", after - before)):
+        row |= stats.columns(figure, float(drawn[0]), stats.interval(drawn[1:]))
     return row | {"same_answers": float((clean.answers == worse.answers).mean())}
 
 
@@ -278,11 +275,6 @@ def table(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
     tags = read_json(folder / "robustness.json")["tags"]
     files = (str(folder / f"robustness.{ending}") for ending in ("csv", "png"))
     return "\n".join([*(f"[{tag}]" for tag in tags), *aligned(lines), *files])
-
-
-def estimate_of(row: dict[str, Any], name: str, sign: str = "") -> str:
-    """Return a row's figure with its interval."""
-    return estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"]), sign)
 
 
 def shown_value(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
-from ser.state import check_unchanged, is_finished
+from ser.state import check_unchanged
 from ser.workbench import set_up
 
 __all__ = ["Trained", "create", "reopen", "train", "trained"]
@@ -66,7 +66,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
         UserError: as ``training.fit``, or another process is training the run.
     """
     resume = run.last.is_file()
-    if resume and is_finished(run):
+    if resume and checkpoints.is_finished(run.last):
         check_unchanged(run, experiment, checkpoints.load(run.last), run.last)
         if dist.is_main():
             print(f"{run.folder}: already trained with these settings; remove the folder to train again")
@@ -149,7 +149,7 @@ class Trained:
     @property
     def finished(self) -> bool:
         """Whether the run has made its last step; a figure made before is only provisional."""
-        return is_finished(self.run)
+        return checkpoints.is_finished(self.run.last)
 
 
 def trained(name: str) -> Trained:

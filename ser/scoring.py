@@ -12,7 +12,7 @@ import numpy as np
 from ser import calibration, metrics, stats
 from ser.predictions import Predictions
 
-__all__ = ["LIKELIHOODS", "Sums", "interval_reason", "paired", "score", "sums_of", "validation_figures"]
+__all__ = ["LIKELIHOODS", "Sums", "draws_of", "interval_reason", "paired", "score", "sums_of", "validation_figures"]
 
 LIKELIHOODS = ("nll", "brier", "ece")  # what a temperature changes
 CURVE = 20  # points of the curve of risk and coverage that are kept
@@ -75,7 +75,6 @@ def sums_of(predictions: Predictions) -> Sums:
     references, probabilities = predictions.indices, predictions.probabilities
     names, speaker = np.unique(np.array(predictions.speakers), return_inverse=True)
     classes, count = len(predictions.labels), len(names)
-    counts = stats.speaker_confusions(np.array(predictions.speakers), references, predictions.answers, classes)
     losses = (calibration.nll(probabilities, references), calibration.brier(probabilities, references))
     pairs, members = np.zeros((classes, count, count)), np.zeros((classes, count))
     for label in range(classes):
@@ -86,7 +85,7 @@ def sums_of(predictions: Predictions) -> Sums:
             below, upto = (np.searchsorted(rest, probabilities[own, label], side) for side in ("left", "right"))
             pairs[label, :, other] = np.bincount(speaker[own], (below + upto) / 2, count)
     return Sums(
-        counts,
+        predictions.confusions,
         np.stack([np.bincount(speaker, loss, count) for loss in losses], 1),
         calibration.confidence_sums(probabilities, references, speaker, count),
         pairs,
@@ -99,7 +98,12 @@ def interval_reason(predictions: Predictions) -> str | None:
     """Say why these predictions have no interval, or return None where they have one."""
     if "" in predictions.speakers:
         return "the speakers are unknown"
-    return stats.interval_reason(len(set(predictions.speakers)))
+    return stats.too_few_speakers(len(set(predictions.speakers)))
+
+
+def draws_of(predictions: Predictions) -> np.ndarray:
+    """Return how often each draw takes each speaker [W, S], the first each once; none follows where no interval is."""
+    return stats.draws(len(set(predictions.speakers)), 0 if interval_reason(predictions) else stats.DRAWS)
 
 
 def paired(
@@ -131,7 +135,7 @@ def score(predictions: Predictions, tempered: Predictions | None = None) -> dict
     """
     sums = sums_of(predictions)
     reason = interval_reason(predictions)
-    weights = stats.draws(len(sums.clips), 0 if reason else stats.DRAWS)
+    weights = draws_of(predictions)
     by_class = sums.class_figures(weights)
     absent = [label for label, clips in zip(predictions.labels, sums.members.sum(1), strict=True) if not clips]
     result: dict[str, Any] = {

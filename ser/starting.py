@@ -52,8 +52,8 @@ def read_start(name: str, protocol: Protocol) -> Start:
     if name == "last":
         raise UserError("train/start is 'last', which means another run tomorrow; name the run")
     folder = run_folder(name)
-    path = folder / "checkpoints/best.pt"
-    if not checkpoints.is_finished(folder / "checkpoints/last.pt"):
+    path = folder / checkpoints.BEST
+    if not checkpoints.is_finished(folder / checkpoints.LAST):
         raise UserError(f"train/start: {folder.name} is not finished; go on with: just resume {folder.name}")
     content = checkpoints.load(path)
     own = content["protocol"]

@@ -18,7 +18,7 @@ from ser.predictions import Predictions
 from ser.protocol import Protocol
 from ser.workbench import Setup
 
-__all__ = ["State", "check_made_with", "check_unchanged", "epoch_values", "is_finished", "restore", "save"]
+__all__ = ["State", "check_made_with", "check_unchanged", "epoch_values", "restore", "save"]
 
 
 @dataclass
@@ -245,8 +245,3 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
     if "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])
     return State(**content["state"])
-
-
-def is_finished(run: Run) -> bool:
-    """Say whether the run has made its last step."""
-    return checkpoints.is_finished(run.last)

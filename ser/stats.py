@@ -1,5 +1,7 @@
 """Confidence intervals that resample speakers, the unit that a speaker-independent figure generalises over."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ser import metrics
@@ -7,13 +9,14 @@ from ser import metrics
 __all__ = [
     "DRAWS",
     "FEWEST_SPEAKERS",
+    "columns",
     "draws",
     "interval",
-    "interval_reason",
     "number",
     "paired_intervals",
     "permutation_p",
     "speaker_confusions",
+    "too_few_speakers",
     "weighted",
 ]
 
@@ -30,7 +33,7 @@ def speaker_confusions(speakers: np.ndarray, references: np.ndarray, answers: np
     return np.bincount(joint, minlength=len(names) * classes**2).reshape(len(names), classes, classes)
 
 
-def interval_reason(speakers: int) -> str | None:
+def too_few_speakers(speakers: int) -> str | None:
     """Say why there is no interval for this many speakers, or return None where there is one."""
     if speakers >= FEWEST_SPEAKERS:
         return None
@@ -49,6 +52,12 @@ def interval(values: np.ndarray) -> list[float] | None:
     if not known.size:
         return None
     return [float(edge) for edge in np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+
+
+def columns(name: str, value: float | None, interval: Sequence[float] | None) -> dict[str, float | None]:
+    """Return a figure and the ends of its interval as columns of a table: ``name``, ``name_low``, ``name_high``."""
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def number(value: float) -> float | None:
@@ -71,7 +80,7 @@ def paired_intervals(first: np.ndarray, second: np.ndarray, seed: int = 0) -> di
         ``{"wa": [low, high], ...}``, or None for each figure below ``FEWEST_SPEAKERS`` speakers.
     """
     speakers = len(first)
-    if interval_reason(speakers):
+    if too_few_speakers(speakers):
         return dict.fromkeys(metrics.FIGURES)
     weights = draws(speakers, DRAWS, seed)[1:]
     one, other = weighted(first, weights), weighted(second, weights)

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ser import metrics, stats
+from ser.files import read_csv
 from ser.metadata import Clip
 from ser.predictions import Predictions
-from ser.scoring import interval_reason
+from ser.scoring import draws_of
 
-__all__ = ["COLUMNS", "GROUPINGS", "subgroups"]
+__all__ = ["COLUMNS", "GROUPINGS", "read_subgroups", "subgroups"]
 
-COLUMNS = ("grouping", "group", "clips", "speakers", "uar", "uar_low", "uar_high", "wa", "wa_low", "wa_high")
+FIGURES = ("uar", "uar_low", "uar_high", "wa", "wa_low", "wa_high")
+COLUMNS = ("grouping", "group", "clips", "speakers", *FIGURES)
 AGES, SECONDS = (30, 45, 60), (2.0, 3.0, 4.0)  # edges of the bands
 FEWEST_CLIPS, FEWEST_PEOPLE = 20, 4  # a smaller group is listed and takes no part in gaps
 
@@ -42,6 +45,17 @@ GROUPINGS: dict[str, Callable[[Clip], str]] = {
 }
 
 
+def read_subgroups(path: Path) -> list[dict[str, Any]]:
+    """Read ``subgroups.csv``: rows of ``COLUMNS``, figures as floats or None.
+
+    Raises:
+        UserError: as ``files.read_csv``.
+    """
+    return [
+        row | {name: float(row[name]) if row[name] else None for name in FIGURES} for _, row in read_csv(path, COLUMNS)
+    ]
+
+
 def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return a row a group, and for each grouping the gap of UAR between its best and its worst group.
 
@@ -58,7 +72,7 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
     known = {clip.clip: clip for clip in clips}
     speakers, references, answers = np.array(predictions.speakers), predictions.indices, predictions.answers
     everyone, classes = np.unique(speakers), len(predictions.labels)
-    weights = stats.draws(len(everyone), 0 if interval_reason(predictions) else stats.DRAWS)
+    weights = draws_of(predictions)
     rows, gaps = [], {}
     for grouping, group_of in GROUPINGS.items():
         groups = np.array([group_of(known[clip]) for clip in predictions.clips])
@@ -84,8 +98,8 @@ def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dic
             }
             enough[name] = len(own) >= stats.FEWEST_SPEAKERS
             for figure, values in figures.items():
-                low, high = (stats.interval(values[1:]) if enough[name] else None) or (None, None)
-                row |= {figure: stats.number(values[0]), f"{figure}_low": low, f"{figure}_high": high}
+                interval = stats.interval(values[1:]) if enough[name] else None
+                row |= stats.columns(figure, stats.number(values[0]), interval)
             rows.append(row)
             if inside.sum() >= FEWEST_CLIPS and len(own) >= FEWEST_PEOPLE:
                 uars[name] = figures["uar"]

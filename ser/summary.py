@@ -12,8 +12,8 @@ from ser import metrics, stats
 from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
-from ser.reporting import aligned, estimate, title_of
-from ser.scoring import interval_reason, sums_of
+from ser.reporting import aligned, estimate, estimate_of, title_of
+from ser.scoring import draws_of, sums_of
 
 __all__ = ["COLUMNS", "cells", "collect", "scorings", "seeds_table", "table", "write"]
 
@@ -45,8 +45,8 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
         row[column] = str(evaluation[column])
     row["run"], row["evaluation"] = path.parents[2].name, path.parent.name
     for name in SHOWN:
-        row[name] = None if evaluation[name] is None else float(evaluation[name])
-        row[f"{name}_low"], row[f"{name}_high"] = evaluation["ci95"][name] or (None, None)
+        figure = None if evaluation[name] is None else float(evaluation[name])
+        row |= stats.columns(name, figure, evaluation["ci95"][name])
     strict = evaluation.get("strict") or {}
     row["strict_uar"], row["strict_wa"] = strict.get("uar"), strict.get("wa")
     row["tags"] = " ".join(evaluation["tags"])
@@ -61,7 +61,7 @@ def write() -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
     path = outputs_folder() / "summary.csv"
     rows = collect(outputs_folder())
     seeds = over_seeds(outputs_folder(), rows)
-    write_csv(path, COLUMNS, [{column: number(value) for column, value in row.items()} for row in rows])
+    write_csv(path, COLUMNS, [{column: csv_cell(value) for column, value in row.items()} for row in rows])
     write_text(path.with_suffix(".md"), markdown(rows, seeds))
     return path, rows, seeds
 
@@ -101,8 +101,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         if any(other.clips != members[0].clips or other.labels != members[0].labels for other in members):
             print(f"seeds of {paths[0].parents[2].name} were scored on different clips of {label}", file=sys.stderr)
             continue
-        reason = interval_reason(members[0])
-        weights = stats.draws(len(set(members[0].speakers)), 0 if reason else stats.DRAWS)
+        weights = draws_of(members[0])
         drawn = np.stack([sums_of(predictions).figures(weights)["uar"] for predictions in members])
         each = drawn[:, 0].tolist()
         run = paths[0].parents[2].name
@@ -149,7 +148,7 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) ->
     return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
 
 
-def number(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """Round floats for the CSV; None becomes an empty cell."""
     return f"{value:.4f}" if isinstance(value, float) else value
 
@@ -161,9 +160,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     )  # fmt: skip
     lines: list[tuple[str, ...]] = [header]
     for row in rows:
-        uar, wa, macro_f1 = (
-            estimate(row[name], (row[f"{name}_low"], row[f"{name}_high"])) for name in ("uar", "wa", "macro_f1")
-        )
+        uar, wa, macro_f1 = (estimate_of(row, name) for name in ("uar", "wa", "macro_f1"))
         strict = "" if row["strict_uar"] is None else f"{row['strict_uar']:.3f}"
         counts = (str(row[name] or 0) for name in ("n_clips", "clips_missing", "n_speakers", "test_scorings"))
         lines.append((row["run"], title_of(row), uar, strict, wa, macro_f1, *counts, row["tags"]))

@@ -29,7 +29,8 @@ def predictions(seed: int, skill: float, speakers: int = 9, labels=LABELS) -> Pr
 def write(home, name: str, made: Predictions, label: str = "demo-holdout-val", tags=()):
     folder = home / "outputs" / name
     write_predictions(folder / "eval" / label / "predictions.csv", made)
-    write_json(folder / "eval" / label / "metrics.json", {"classes": {}, "tags": list(tags), "clips_missing": 0})
+    known = {"classes": {}, "gaps": {}, "reliability": [], "part": "val", "tags": list(tags), "clips_missing": 0}
+    write_json(folder / "eval" / label / "metrics.json", known)
     (folder / "run.gin").write_text("")
     return folder
 

@@ -100,9 +100,9 @@ def test_below_eight_speakers_there_is_no_interval_but_a_reason():
     seven, eight = (stats.speaker_confusions(*predictions(count), 4) for count in (7, 8))
     assert set(stats.paired_intervals(seven, seven).values()) == {None}
     assert None not in stats.paired_intervals(eight, eight).values()
-    assert "7 speakers" in stats.interval_reason(7)
-    assert "pool the folds" in stats.interval_reason(7)
-    assert stats.interval_reason(8) is None
+    assert "7 speakers" in stats.too_few_speakers(7)
+    assert "pool the folds" in stats.too_few_speakers(7)
+    assert stats.too_few_speakers(8) is None
 
 
 def pair(speakers: int, seed: int = 5):
