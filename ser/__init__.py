@@ -3,7 +3,8 @@
 Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
 
 ground    annotations, errors, interrupts, files, progress, environment, plots, pages
-basics    gin_files, labels, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats, calibration, losses
+basics    gin_files, labels, arguments, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats,
+          calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
 signal    mel, augment, augment_sound, augment_surroundings, augment_features, copies

@@ -16,7 +16,6 @@ from ser.errors import UserError
 from ser.evaluating import commits_of, evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
-from ser.interfaces import Solvable
 from ser.launching import Work, needs_processes, train_apart
 from ser.predictions import Predictions, read_predictions
 from ser.reporting import commits_text, missing_text, p_text
@@ -200,7 +199,7 @@ def check(made: Experiment, plain: Experiment, name: str) -> None:
 
 def what_was_chosen(plain: Experiment) -> str:
     """Return what every run chose on the validation clips, or nothing."""
-    if isinstance(plain.model, Solvable) and plain.model.solves:
+    if plain.model.solves:
         return "the strength of the regularisation"
     return "the epoch" if plain.training.keep == "best" else ""
 

@@ -11,8 +11,7 @@ from ser import __version__, checkpoints
 from ser.errors import UserError
 from ser.evaluating import is_of_best
 from ser.files import read_json
-from ser.interfaces import Solvable
-from ser.layers import normalises_by_speaker
+from ser.interfaces import normalised_by_speaker
 from ser.reporting import (
     TITLES,
     corpus_says,
@@ -208,7 +207,7 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
 def choice(model: Trained) -> str:
     """Say how the weights were chosen."""
     experiment = model.experiment
-    if isinstance(experiment.model, Solvable) and experiment.model.solves:
+    if experiment.model.solves:
         again = ", then all was solved again on both parts" if experiment.model.refit else ""
         return f"The strength of the regularisation was chosen on the validation part{again}."
     if experiment.training.with_validation:
@@ -306,7 +305,7 @@ def contamination(model: Trained) -> str:
 
 def formats(model: Trained, parity: dict[str, Any]) -> str:
     """Return what is delivered and how closely it follows the run."""
-    by_speaker = normalises_by_speaker(model.experiment.model)
+    by_speaker = normalised_by_speaker(model.experiment.model)
     uar = "validation UAR of unknown speakers" if by_speaker else "validation UAR"
     lines = ["## Files", "", f"| file | MiB | largest difference in probability to the run | {uar}, change |"]
     lines.append("|---|---|---|---|")

@@ -13,8 +13,8 @@ from ser.environment import commits
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
 from ser.files import read_json
+from ser.interfaces import normalised_by_speaker
 from ser.labels import label_set
-from ser.layers import normalises_by_speaker
 from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
@@ -66,10 +66,10 @@ def evaluate(
     if part == "train" and not seen:
         raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
     model = trained(name)
-    if speaker_clips is not None and (speaker_clips < 1 or not normalises_by_speaker(model.experiment.model)):
+    if speaker_clips is not None and (speaker_clips < 1 or not normalised_by_speaker(model.experiment.model)):
         raise UserError(
             f"speaker_clips is {speaker_clips}; expected 1 or more, and a model that normalises by speaker "
-            f"({model.run.folder.name} {'does' if normalises_by_speaker(model.experiment.model) else 'does not'})"
+            f"({model.run.folder.name} {'does' if normalised_by_speaker(model.experiment.model) else 'does not'})"
         )
     protocol = model.experiment.protocol
     if label_source and label_source != protocol.label_source:
@@ -133,7 +133,7 @@ def predict(
     """
     experiment = model.experiment
     features = experiment.features
-    at_inputs = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs"
+    at_inputs = normalised_by_speaker(experiment.model) == "inputs"
     enrolled = company if at_inputs else None
     source = open_source(features, read_table(corpus)) if source is None else source
     check_made_with(model.run.best, model.checkpoint, source.made_with)

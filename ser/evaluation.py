@@ -13,8 +13,7 @@ from ser.batches import ClipReader
 from ser.errors import UserError
 from ser.features import Features
 from ser.files import append_line, write_csv, write_json
-from ser.interfaces import Classifier
-from ser.layers import normalises_by_speaker
+from ser.interfaces import Classifier, normalised_by_speaker
 from ser.metadata import Clip
 from ser.predictions import Predictions, write_predictions
 from ser.progress import progress as progress_bar
@@ -51,7 +50,7 @@ def predict(
     was_training = model.training
     model.eval()
     rate = features.input_rate
-    twice = normalises_by_speaker(model) and model.speakers_at == "embedding"
+    twice = normalised_by_speaker(model) == "embedding"
     asked = {clip.clip for clip in clips}
     heard = [*clips, *(clip for clip in company or () if clip.clip not in asked)] if twice else clips
     batches = bucketed([reader.source.length(clip) for clip in heard], round(BUDGET_SECONDS * rate))

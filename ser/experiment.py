@@ -9,8 +9,7 @@ from ser.augment import Augmentation
 from ser.checkpoints import BEST, LAST
 from ser.errors import UserError, nearest
 from ser.features import Features
-from ser.interfaces import Classifier, Solvable
-from ser.layers import normalises_by_speaker
+from ser.interfaces import Classifier, normalised_by_speaker
 from ser.losses import Loss
 from ser.metadata import Clip
 from ser.optim import AdamW, WarmupCosine
@@ -124,11 +123,10 @@ class Experiment:
                 f"{model}: its encoder {inside.name} hears {inside.hears}, but features '{features.store}' are "
                 f"{features.front_end.spec}; set 'encoder/hears' as gin/features/{features.name}.gin does"
             )
-        at_inputs = normalises_by_speaker(self.model) and self.model.speakers_at == "inputs"
+        at_inputs = normalised_by_speaker(self.model) == "inputs"
         if at_inputs and not features.cached:
             raise UserError(f"{model}: normalisation by speaker reads stored features; set 'Features.cached = True'")
-        solved = isinstance(self.model, Solvable) and self.model.solves
-        if features.copies and not solved:
+        if features.copies and not self.model.solves:
             raise UserError(
                 f"encoder/copies are heard by a solver alone, but {model} is trained by steps; leave them out"
             )
@@ -151,14 +149,14 @@ class Experiment:
     def tags(self) -> list[str]:
         """What a reader must know of every figure of this experiment."""
         protocol = self.protocol
-        normalised = ["speaker-normalised"] if normalises_by_speaker(self.model) else []
+        normalised = ["speaker-normalised"] if normalised_by_speaker(self.model) else []
         dropped = ["clips-dropped"] if protocol.drop else []
         return [*protocol.tags, *(f"extra-{corpus}" for corpus in protocol.extra), *normalised, *dropped]
 
     @property
     def hears_validation(self) -> bool:
         """Whether the weights come of the validation part, too, which then says nothing of others."""
-        return self.training.with_validation or (isinstance(self.model, Solvable) and self.model.refit)
+        return self.training.with_validation or self.model.refit
 
     @property
     def heard(self) -> list[Clip]:
@@ -168,7 +166,7 @@ class Experiment:
 
     def check_loss(self) -> None:
         """Raise a UserError for what corrects the same thing twice, or has no meaning together."""
-        if isinstance(self.model, Solvable) and self.model.solves:
+        if self.model.solves:
             self.check_solver()
         loss, mixed = self.loss, [type(op).__name__ for op in self.augment.mixing]
         padded = [type(op).__name__ for _, op in self.augment.of_kind("mix_features")]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ser.layers import Prompts, Speakers
+from ser.layers import InputNorm, Prompts, Speakers
 
-__all__ = ["Classifier", "Encoder", "FrontEnd", "Inside", "Solvable"]
+__all__ = ["Classifier", "Encoder", "FrontEnd", "Inside", "Solvable", "normalised_by_speaker"]
 
 
 class FrontEnd(nn.Module):
@@ -167,6 +167,9 @@ class Classifier(nn.Module):
         encoder: the pretrained encoder inside, if there is one.
         batch_statistics: in training it takes statistics over all frames of a batch, which padding would spoil.
         speakers_at: what statistics of speakers are of, where it normalises by them: ``inputs`` or ``embedding``.
+        solves: its weights are found at once, see ``Solvable``, not by steps.
+        strengths: inverse strengths of its regularisation to try; validation speakers choose.
+        refit: then they are found once more, on the training and validation parts together.
     """
 
     labels: tuple[str, ...]
@@ -174,6 +177,9 @@ class Classifier(nn.Module):
     input_shape: tuple[int, ...]
     speakers_at: str = "inputs"
     batch_statistics: bool = False
+    solves: bool = False
+    strengths: tuple[float, ...] = ()
+    refit: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,17 +209,7 @@ class Classifier(nn.Module):
 
 
 class Solvable(Classifier):
-    """A model whose weights a solver finds at once.
-
-    Attributes:
-        solves: whether it wants that; it may be trained by steps as well.
-        strengths: inverse strengths of the regularisation to try; validation speakers choose.
-        refit: solve once more on the training and validation parts together, with the strength that was chosen.
-    """
-
-    solves: bool
-    strengths: tuple[float, ...]
-    refit: bool
+    """A model whose weights a solver can find at once; it may be trained by steps as well."""
 
     def solve(self, batch: Any, weights: Tensor, strength: float) -> None:
         """Find the weights for a batch of all training clips, with class weights float [C].
@@ -224,3 +220,9 @@ class Solvable(Classifier):
             strength: one of ``strengths``.
         """
         raise NotImplementedError
+
+
+def normalised_by_speaker(model: Classifier) -> str:
+    """Return what a model normalises by speaker: ``inputs``, ``embedding``, or "" for nothing."""
+    by_speaker = any(isinstance(module, InputNorm) and module.kind == "speaker" for module in model.modules())
+    return model.speakers_at if by_speaker else ""

@@ -28,7 +28,6 @@ __all__ = [
     "clip_mask",
     "full",
     "masked_mean_std",
-    "normalises_by_speaker",
     "pad_reflect",
     "places",
     "tracing",
@@ -239,11 +238,6 @@ class RunningNorm(InputNorm):
         if self.training:
             self.follow(x)
         return self.standardised(x, speakers)
-
-
-def normalises_by_speaker(model: nn.Module) -> bool:
-    """Say whether a model looks at what is known of a clip's speaker."""
-    return any(isinstance(module, InputNorm) and module.kind == "speaker" for module in model.modules())
 
 
 class LayerSum(nn.Module):

@@ -6,8 +6,8 @@ Shapes: B clips, N samples at 16 kHz, C classes, F a clip's features without tim
 import torch
 from torch import Tensor, nn
 
-from ser.interfaces import Classifier, Encoder, FrontEnd
-from ser.layers import Speakers, full, masked_mean_std, normalises_by_speaker
+from ser.interfaces import Classifier, Encoder, FrontEnd, normalised_by_speaker
+from ser.layers import Speakers, full, masked_mean_std
 
 __all__ = ["Pipeline"]
 
@@ -24,7 +24,7 @@ class Pipeline(nn.Module):
     def __init__(self, front_end: FrontEnd, model: Classifier, temperature: float = 1.0):
         super().__init__()
         self.front_end, self.model, self.temperature = front_end, model, temperature
-        self.by_speaker = normalises_by_speaker(model)
+        self.by_speaker = bool(normalised_by_speaker(model))
         self.eval()
 
     def pack(self) -> "Pipeline":

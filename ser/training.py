@@ -6,7 +6,6 @@ import numpy as np
 
 from ser import dist, plots
 from ser.experiment import Experiment, Run
-from ser.interfaces import Solvable
 from ser.interrupts import Interrupted, stop_requests
 from ser.progress import progress as progress_bar
 from ser.samplers import prefetch, timed
@@ -51,7 +50,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
         dist.seed_everything(seed + dist.rank())
     if progress:
         print(describe(experiment, setup, steps))
-    if isinstance(model, Solvable) and model.solves:
+    if model.solves:
         solve(experiment, run, setup, state, tracker, stepper.scaler, progress)
         return state
 

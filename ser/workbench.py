@@ -14,8 +14,8 @@ from ser.batches import Batch, ClipReader, Joined, check_labels, joined, open_so
 from ser.errors import UserError
 from ser.experiment import Experiment, Training
 from ser.features import Features
-from ser.interfaces import Classifier, Solvable
-from ser.layers import InputNorm, normalises_by_speaker
+from ser.interfaces import Classifier, normalised_by_speaker
+from ser.layers import InputNorm
 from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.optim import Average
@@ -134,7 +134,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
             speakers over several processes, or a run that training cannot begin with.
     """
     protocol, device = experiment.protocol, dist.device()
-    by_embedding = normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "embedding"
+    by_embedding = normalised_by_speaker(experiment.model) == "embedding"
     if experiment.training.precision == "fp16" and device.type == "cpu":
         raise UserError("train/precision is 'fp16', which needs a GPU; set 'train/precision = \"bf16\"'")
     if by_embedding and dist.world_size() > 1:
@@ -197,7 +197,7 @@ def open_reader(experiment: Experiment, features: Features) -> ClipReader:
     sources = {corpus: open_source(features, table) for corpus, table in protocol.tables.items()}
     source = Joined(sources) if protocol.extra else sources[protocol.corpus]
     enrolled = None
-    if normalises_by_speaker(experiment.model) and experiment.model.speakers_at == "inputs":
+    if normalised_by_speaker(experiment.model) == "inputs":
         enrolled = [*protocol.members["train"], *protocol.members["val"]]
     skip = experiment.training.unreadable == "skip"
     return ClipReader(source, experiment.model.labels, protocol.soft_target, enrolled, skip=skip)
@@ -227,7 +227,7 @@ def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tags = "".join(f"[{tag}] " for tag in protocol.tags)
     effort = f"at most {steps} steps"
-    if isinstance(model, Solvable) and model.solves:
+    if model.solves:
         effort = f"solved for C of {', '.join(map(str, model.strengths))}"
     copies = f" and {len(setup.copies)} copies of each" if setup.copies else ""
     missing = missing_text(protocol.table.missing)

@@ -40,7 +40,7 @@ def options(recipe: str) -> str:
     sources = [PROJECT / "tools" / tool for tool in tools if tool != "launch.py"]
     if "/ser' predict" in recipes()[recipe][1]:
         sources = [PROJECT / "ser/predicting.py"]
-    return "".join(path.read_text() for path in sources)
+    return "".join(path.read_text() for path in [*sources, PROJECT / "ser/arguments.py"] if sources)
 
 
 def stands_for_another(word: str) -> bool:

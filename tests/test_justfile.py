@@ -132,7 +132,7 @@ def test_results_look_where_the_caller_says(tmp_path):
     (tmp_path / "my sound").mkdir()
     done = just("raw=my sound", "allow_missing=1", "results", "ravdess", cwd=tmp_path, SER_HOME=str(tmp_path / "home"))
     assert done.returncode != 0
-    assert "just 'raw=my sound' 'allow_missing=1' 'prepare' 'ravdess'" in done.stdout
+    assert r"just raw=my\ sound allow_missing=1 prepare ravdess" in done.stdout
     assert "error: my sound: no sound file of RAVDESS speech here" in done.stderr
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ser.errors import UserError
+from ser.interfaces import Classifier, normalised_by_speaker
 from ser.layers import (
     NORMALISATIONS,
     AttentiveStatistics,
@@ -20,7 +21,6 @@ from ser.layers import (
     attended_mean_std,
     clip_mask,
     masked_mean_std,
-    normalises_by_speaker,
     pad_reflect,
 )
 
@@ -237,8 +237,11 @@ def test_a_feature_that_never_varies_stays_finite():
 
 
 @pytest.mark.parametrize("kind", NORMALISATIONS)
-def test_a_model_tells_whether_it_looks_at_speakers(kind):
-    assert normalises_by_speaker(torch.nn.Sequential(torch.nn.Linear(4, 4), InputNorm(4, kind))) == (kind == "speaker")
+@pytest.mark.parametrize("at", ["inputs", "embedding"])
+def test_a_model_tells_what_it_normalises_by_speaker(kind, at):
+    model = Classifier()
+    model.norm, model.speakers_at = InputNorm(4, kind), at
+    assert normalised_by_speaker(model) == (at if kind == "speaker" else "")
 
 
 def test_what_is_known_of_speakers_moves_to_a_device():

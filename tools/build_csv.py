@@ -1,21 +1,16 @@
 """Phase 1: build data/<corpus>/metadata.csv from the raw recordings."""
 
 import argparse
-from pathlib import Path
 
+from ser.arguments import add_corpus, add_raw
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
-    parser.add_argument(
-        "--raw",
-        type=lambda text: Path(text).expanduser(),
-        help="folder with the recordings (custom: its CSV); remembered from the last time by default",
-    )
-    parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
+    add_corpus(parser)
+    add_raw(parser)
     arguments = parser.parse_args()
 
     from ser import corpora, metadata, preparing, reporting, votes

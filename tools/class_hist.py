@@ -2,13 +2,14 @@
 
 import argparse
 
+from ser.arguments import add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
+    add_corpus(parser)
     corpus = parser.parse_args().corpus
 
     from ser import histogram, metadata

@@ -2,13 +2,14 @@
 
 import argparse
 
+from ser.arguments import add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("first", help="name of a run in outputs/, a path, or last")
+    add_run(parser, "first")
     parser.add_argument("second", help="another; differences are second less first")
     parser.add_argument("--part", default="test", help="val, test, or the name of an evaluation that both have")
     arguments = parser.parse_args()

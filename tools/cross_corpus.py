@@ -2,6 +2,7 @@
 
 import argparse
 
+from ser.arguments import add_corpus, add_run
 from ser.errors import UserError, tool
 from ser.labels import CALM_POLICIES
 
@@ -9,8 +10,8 @@ from ser.labels import CALM_POLICIES
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", help="name of a run in outputs/, a path, or last")
-    parser.add_argument("corpus", nargs="?", help="crema_d, ravdess, emodb, custom or demo")
+    add_run(parser, nargs="?")
+    add_corpus(parser, nargs="?")
     parser.add_argument(
         "--calm", default=CALM_POLICIES[0], help="calm, where one side lacks it, counts as `neutral` or is `leave_out`"
     )

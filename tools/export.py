@@ -2,13 +2,14 @@
 
 import argparse
 
+from ser.arguments import add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
+    add_run(parser)
     arguments = parser.parse_args()
 
     from ser import exporting

@@ -3,13 +3,14 @@
 import argparse
 from dataclasses import asdict
 
+from ser.arguments import add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
+    add_corpus(parser)
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help="all schemes of the corpus by default")
     arguments = parser.parse_args()
 

@@ -2,13 +2,14 @@
 
 import argparse
 
+from ser.arguments import add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="crema_d, ravdess, emodb, custom or demo")
+    add_corpus(parser)
     parser.add_argument("features", help="name of a file in gin/features/, such as whisper_tiny_en")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'split/fold = 2'")
     arguments = parser.parse_args()

@@ -2,13 +2,14 @@
 
 import argparse
 
+from ser.arguments import add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="name of a run in outputs/, a path, or last")
+    add_run(parser)
     parser.add_argument("url", help="s3://bucket/path, hf://user/repository, file:///path ...")
     parser.add_argument("--overwrite", action="store_true", help="replace another version that is published there")
     parser.add_argument("--private", action="store_true", help="make a new repository of the hub private")
