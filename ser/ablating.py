@@ -16,7 +16,7 @@ from ser.errors import UserError
 from ser.evaluating import commits_of, evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
-from ser.launching import Work, needs_processes, train_apart
+from ser.launching import Job, needs_processes, train_in_processes
 from ser.predictions import Predictions, read_predictions
 from ser.reporting import commits_text, missing_text, p_text
 from ser.runs import create, train
@@ -110,11 +110,11 @@ def ablate(
     variants, as_it_is, name = planned(experiment, changes, common, range(1, seeds + 1))
     folder = outputs_folder() / "ablations" / name
     works = [
-        Work(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
+        Job(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
         for number, variant in enumerate(variants)
         for seed, overrides in enumerate(variant.overrides, start=1)
     ]
-    if apart and (status := train_apart(experiment, works, jobs, gpus)):
+    if apart and (status := train_in_processes(experiment, works, jobs, gpus)):
         return status
     answers = []
     for variant in variants:
@@ -140,7 +140,7 @@ def ablate(
     write_json(folder / "ablation.json", result)
     write_csv(folder / "ablation.csv", COLUMNS, [line | {"tags": " ".join(line["tags"])} for line in rows])
     title = f"{experiment}: validation, {seeds} seed{'s' if seeds > 1 else ''}; as it is: UAR {rows[0]['uar']:.3f}"
-    plots.ablation(folder / "ablation.png", rows, plots.headed(title, tags=plain.tags))
+    plots.ablation(folder / "ablation.png", rows, plots.tagged_title(title, tags=plain.tags))
     return folder, result
 
 
@@ -186,7 +186,7 @@ def check(made: Experiment, plain: Experiment, name: str) -> None:
     )
     if ours != theirs:
         raise UserError(f"'{name}' changes which clips validate, or their labels; it cannot be compared on validation")
-    if made.hears_validation:
+    if made.trains_on_validation:
         setting = "train/with_validation" if made.training.with_validation else "stats/refit"
         mend = f"add --common '{setting} = False'" if made is plain else "leave it out"
         raise UserError(f"'{name}' is trained on the validation clips, too, which are to compare; {mend}")

@@ -3,9 +3,11 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,14 +59,8 @@ def header(path: Path) -> SoundInfo:
     Raises:
         UserError: as ``read``, as far as a header tells.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
-            check_data_size(path, file.extra_info)
-            return SoundInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.subtype)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: {why_unreadable(path)}") from error
+    with opened(path) as file:
+        return SoundInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.subtype)
 
 
 def windows(path: Path, window: float, hop: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -81,23 +77,30 @@ def windows(path: Path, window: float, hop: float) -> Iterator[tuple[float, np.n
     Raises:
         UserError: as ``read``, when the damage is reached.
     """
+    with opened(path) as file:
+        rate, announced = file.samplerate, file.frames
+        size, step = round(window * rate), max(1, round(hop * rate))
+        block = file.read(size, dtype="float32", always_2d=True)
+        start, heard = 0, len(block)
+        while (heard and not start) or heard > start + size - step:  # something that the window before did not hear
+            if not np.isfinite(block).all():
+                raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
+            yield start / rate, to_mono_16k(block, rate)
+            fresh = file.read(step, dtype="float32", always_2d=True)
+            block = np.concatenate([block[step:], fresh])
+            start, heard = start + step, heard + len(fresh)
+        check_whole(path, heard, announced, file.subtype)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a sound file for the time of the body; one that cannot be read there is a ``UserError``."""
     import soundfile
 
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
             check_data_size(path, file.extra_info)
-            rate, announced = file.samplerate, file.frames
-            size, step = round(window * rate), max(1, round(hop * rate))
-            block = file.read(size, dtype="float32", always_2d=True)
-            start, heard = 0, len(block)
-            while (heard and not start) or heard > start + size - step:  # something that the window before did not hear
-                if not np.isfinite(block).all():
-                    raise UserError(f"{path}: holds NaN or infinite samples; convert it again from the original")
-                yield start / rate, to_mono_16k(block, rate)
-                fresh = file.read(step, dtype="float32", always_2d=True)
-                block = np.concatenate([block[step:], fresh])
-                start, heard = start + step, heard + len(fresh)
-            check_whole(path, heard, announced, file.subtype)
+            yield file
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {why_unreadable(path)}") from error
 
@@ -127,15 +130,9 @@ def check_data_size(path: Path, log: str) -> None:
 
 def decode(path: Path) -> tuple[np.ndarray, int, str]:
     """Decode every frame of a file to float32 [N, channels]; see ``read`` for the errors."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: a name need not be UTF-8
-            check_data_size(path, file.extra_info)
-            announced, sample_rate, subtype = file.frames, file.samplerate, file.subtype
-            sound = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: {why_unreadable(path)}") from error
+    with opened(path) as file:
+        announced, sample_rate, subtype = file.frames, file.samplerate, file.subtype
+        sound = file.read(dtype="float32", always_2d=True)
     check_whole(path, len(sound), announced, subtype)
     if len(sound) < SHORTEST * sample_rate:
         seconds = len(sound) / sample_rate

@@ -46,7 +46,7 @@ class Batch:
         targets: float [B, C], each row a distribution.
         clips: the B rows of the metadata.
         speakers: statistics of the clips' speakers, for a model that normalises by them.
-        guests: of the first clips, those that are only here for others to be mixed with.
+        neighbours: of the first clips, those that are only here for others to be mixed with.
         repeats: how often each clip came before in the epoch; none where each comes once.
     """
 
@@ -55,7 +55,7 @@ class Batch:
     targets: Tensor
     clips: list[Clip]
     speakers: Speakers | None = None
-    guests: int = 0
+    neighbours: int = 0
     repeats: Sequence[int] = ()
 
     @property
@@ -72,7 +72,7 @@ class Batch:
         """Return the batch on another device."""
         speakers = None if self.speakers is None else self.speakers.to(device)
         inputs, lengths, targets = (value.to(device) for value in (self.inputs, self.lengths, self.targets))
-        return Batch(inputs, lengths, targets, self.clips, speakers, self.guests, self.repeats)
+        return Batch(inputs, lengths, targets, self.clips, speakers, self.neighbours, self.repeats)
 
 
 def keys_of(clips: Sequence[Clip], repeats: Sequence[int]) -> list[str]:

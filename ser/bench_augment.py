@@ -3,7 +3,6 @@
 import importlib
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from math import exp, log
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.errors import UserError
-from ser.measuring import Row, compare
+from ser.measuring import Row, compare, timed
 
 __all__ = ["augment"]
 
@@ -111,14 +110,3 @@ def pairs(folder: Path) -> Iterator[tuple[str, Callable[[], float], dict[str, Ca
     ]:  # fmt: skip
         peers = {"torch-audiomentations": batch, "audiomentations": clip}
         yield name, operation, {library: peer for library, peer in peers.items() if peer is not None}
-
-
-def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that makes the call and returns its seconds."""
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        call()
-        return time.perf_counter() - started
-
-    return seconds

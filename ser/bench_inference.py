@@ -14,7 +14,7 @@ import numpy as np
 from ser import audio
 from ser.bench_extraction import LARGE
 from ser.labels import label_set
-from ser.measuring import Row, compare, limited
+from ser.measuring import Row, compare, limited, timed, timed_python
 
 __all__ = ["inference"]
 
@@ -53,8 +53,8 @@ def inference() -> list[Row]:
         rows += [*throughput("HuBERT-Large inside HuBERT-attn", hubert, home / "hubert-peer", 1.2)]
         clip = home / "clip.wav"
         write_noise(clip, SECONDS)
-        ours = seconds_of("-c", "from ser.cli import main; main()", "predict", delivered, clip)
-        peer = seconds_of("-c", PEER, home / "whisper-peer", clip)
+        ours = timed_python("-c", "from ser.cli import main; main()", "predict", delivered, clip)
+        peer = timed_python("-c", PEER, home / "whisper-peer", clip)
         what = "from the start of the process to the first answer, s, Whisper-tiny"
         rows.append(compare(what, ours, peer, 0.5, repeats=5))
         minute, hour = (peak_of(delivered, home / f"{length}.wav", length) for length in (MINUTE, HOUR))
@@ -111,16 +111,14 @@ def latency(pipeline: Any, home: Path) -> list[Row]:
     sound = torch.from_numpy(noise(SECONDS, 0))[None]
     lengths = torch.tensor([sound.shape[1]])
 
-    def timed(answer: Callable[..., Any]) -> Callable[[], float]:
-        def once() -> float:
+    def answering(answer: Callable[..., Any]) -> Callable[[], float]:
+        def once() -> None:
             with torch.inference_mode(), torch.jit.optimized_execution(False):
-                started = time.perf_counter()
                 answer(sound, lengths)
-                return time.perf_counter() - started
 
-        return once
+        return timed(once)
 
-    eager = timed(pipeline)
+    eager = answering(pipeline)
     formats: dict[str, Callable[..., Any]] = {
         "TorchScript": exporting.script, "int8": exporting.int8, "ONNX": exporting.onnx
     }  # fmt: skip
@@ -128,7 +126,7 @@ def latency(pipeline: Any, home: Path) -> list[Row]:
     for name, make in formats.items():
         made = make(pipeline, home / name)
         what = f"Whisper-prompt, a clip of {SECONDS:.0f} s: {name} against eager, s"
-        rows.append(compare(what, timed(made), eager, 1.1, repeats=25))
+        rows.append(compare(what, answering(made), eager, 1.1, repeats=25))
     return rows
 
 
@@ -168,18 +166,6 @@ def deliver(pipeline: Any, folder: Path) -> None:
     folder.mkdir()
     exporting.script(pipeline, folder / "model.ts")
     exporting.write_index(folder, pipeline, {"run": "bench"})
-
-
-def seconds_of(*arguments: object) -> Callable[[], float]:
-    """Return what times a Python process."""
-    command = [sys.executable, *map(str, arguments)]
-
-    def once() -> float:
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    return once
 
 
 def peak_of(model: Path, recording: Path, seconds: float) -> float:

@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ser.bench_extraction import make_encoders
 from ser.labels import label_set
-from ser.measuring import Row, compare, limited
+from ser.measuring import Row, compare, limited, timed
 
 __all__ = ["models"]
 
@@ -88,15 +87,13 @@ def step(model: Any, inputs: Any, lengths: Any) -> Callable[[], float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     targets = torch.arange(len(inputs)) % len(LABELS)
 
-    def once() -> float:
-        started = time.perf_counter()
+    def step() -> None:
         loss = torch.nn.functional.cross_entropy(model(inputs, lengths), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return time.perf_counter() - started
 
-    return once
+    return timed(step)
 
 
 def grown(home: Path, seconds: float) -> float:
@@ -121,17 +118,6 @@ def peak(folder: str, seconds: float) -> None:
     print(dist.peak_gib() - before)
 
 
-def timed(forward: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that goes forward and backward and returns its seconds."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        forward().sum().backward()
-        return time.perf_counter() - started
-
-    return once
-
-
 def recurrence() -> Row:
     """Compare our way through a Bi-LSTM over clips of 2 to 4 s with torch's packed clips, forward and backward."""
     import torch
@@ -148,7 +134,7 @@ def recurrence() -> Row:
     def packed() -> Any:
         return pad_packed_sequence(lstm(pack_padded_sequence(x, lengths, batch_first=True))[0], batch_first=True)[0]
 
-    ours, peer = timed(lambda: recurrent(lstm, x, lengths)), timed(packed)
+    ours, peer = timed(lambda: recurrent(lstm, x, lengths).sum().backward()), timed(lambda: packed().sum().backward())
     return compare("Bi-LSTM over clips of 2-4 s, s forward and backward", ours, peer, 1.0, repeats=7)
 
 
@@ -164,8 +150,8 @@ def pooling() -> list[Row]:
     pool = AttentiveStatisticsPooling(channels).train()
     x = torch.randn(*POOLED, requires_grad=True)
     lengths = torch.full((clips,), frames)
-    ours = timed(lambda: attentive_statistics(pool, x, lengths))
-    peer = timed(lambda: pool(x, lengths / frames))
+    ours = timed(lambda: attentive_statistics(pool, x, lengths).sum().backward())
+    peer = timed(lambda: pool(x, lengths / frames).sum().backward())
     row = compare("attentive statistics pooling, s forward and backward", ours, peer, 1.0, repeats=7)
     with torch.no_grad():
         pool.eval()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from ser.measuring import Row, compare, limited
+from ser.measuring import Row, compare, limited, timed
 
 __all__ = ["prepared_demo", "training"]
 
@@ -58,17 +58,12 @@ def training() -> list[Row]:
                 setup.optimizer.step()
             return (time.perf_counter() - started) / len(batches)
 
-        def saved() -> float:
-            started = time.perf_counter()
-            state.save(run.last, experiment, run, state.State(), setup, scaler)
-            return time.perf_counter() - started
-
-        def resumed() -> float:
-            started = time.perf_counter()
+        def resume() -> None:
             fresh, _ = runs.create(settings)
             state.restore(run, fresh, set_up(fresh, fresh=False), scaler)
-            return time.perf_counter() - started
 
+        saved = timed(lambda: state.save(run.last, experiment, run, state.State(), setup, scaler))
+        resumed = timed(resume)
         scaler = torch.amp.GradScaler("cpu", enabled=False)  # type: ignore[attr-defined]
         step = compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.03, repeats=7)
         epoch = median(epochs)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from ser.bench_models import models
 from ser.bench_training import training
 from ser.environment import environment
 from ser.errors import UserError, nearest
-from ser.files import PROJECT, outputs_folder, write_json
-from ser.measuring import Row, compare, limited
+from ser.files import outputs_folder, write_json
+from ser.measuring import Row, compare, limited, timed_python
 
 __all__ = ["BENCHMARKS", "run"]
 
@@ -28,19 +27,11 @@ __all__ = ["BENCHMARKS", "run"]
 def startup() -> list[Row]:
     """Time ``--help`` of our commands against importing torch."""
 
-    def seconds(*arguments: str) -> Callable[[], float]:
-        def measure() -> float:
-            started = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=PROJECT)
-            return time.perf_counter() - started
-
-        return measure
-
-    torch = seconds("-c", "import torch")
+    torch = timed_python("-c", "import torch")
     ser = "from ser.cli import main; main()"
     return [
-        compare("tools/train.py --help against import torch, s", seconds("tools/train.py", "--help"), torch, 1.0),
-        compare("ser --help against import torch, s", seconds("-c", ser, "--help"), torch, 1.0),
+        compare("tools/train.py --help against import torch, s", timed_python("tools/train.py", "--help"), torch, 1.0),
+        compare("ser --help against import torch, s", timed_python("-c", ser, "--help"), torch, 1.0),
     ]
 
 

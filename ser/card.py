@@ -257,7 +257,7 @@ def robustness(model: Trained) -> str:
             uar = estimate_of(row, "uar")
             lines.append(f"| {row['kind']} | {shown_value(row)} | {uar} | {row['same_answers']:.2f} |")
         return "\n".join(lines)
-    if model.experiment.hears_validation:
+    if model.experiment.trains_on_validation:
         return "## Robustness\n\nNot measured: the run was trained on its validation part, too."
     return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
 
@@ -288,7 +288,7 @@ def contamination(model: Trained) -> str:
             "it held recordings of this corpus cannot be ruled out."
         )
     protocol = model.experiment.protocol
-    parts = ["the training part"] + ["the validation part"] * model.experiment.hears_validation
+    parts = ["the training part"] + ["the validation part"] * model.experiment.trains_on_validation
     parts += [f"all of {corpus}" for corpus in protocol.extra]
     begun = model.checkpoint["state"].get("start")
     if begun:

@@ -135,7 +135,7 @@ def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, l
         raise UserError("no run that another prepared corpus could be scored with; train one, prepare another")
     target = outputs_folder() / "cross"
     write_csv(target / "matrix.csv", COLUMNS, rows)
-    plots.across(target / "matrix.png", rows)
+    plots.cross_corpus(target / "matrix.png", rows)
     return target, rows
 
 

@@ -8,7 +8,6 @@ Shapes: N samples, T steps of ``HOP`` samples, F frequencies.
 """
 
 import hashlib
-import io
 import os
 import re
 import signal
@@ -24,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
+from ser import audio
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError, some
-from ser.files import write_bytes
 from ser.labels import label_set
+from ser.progress import cores
 from ser.progress import progress as progress_bar
 
 __all__ = ["EMOTIONS", "REPETITIONS", "SPEAKERS", "STATEMENTS", "clip_file", "clip_names", "make", "sex", "synthesise"]
@@ -141,7 +141,7 @@ def make(folder: Path, clips: Sequence[str] | None = None, seed: int = 0) -> int
     check(wanted)
     missing = [clip for clip in wanted if not (folder / clip_file(clip)).exists()]
     write = partial(write_clip, folder, seed)
-    workers = max(1, min(os.cpu_count() or 1, len(missing) // 50))  # to start one costs as much as some 50 clips
+    workers = max(1, min(cores(), len(missing) // 50))  # to start one costs as much as some 50 clips
     with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:  # starts them at the first task
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit it: Ctrl-C is for us alone
         made = pool.map(write, missing, chunksize=8) if workers > 1 else map(write, missing)
@@ -159,11 +159,7 @@ def follow_parent() -> None:
 
 def write_clip(folder: Path, seed: int, clip: str) -> None:
     """Synthesise ``clip`` and write its file, whole or not at all."""
-    import soundfile
-
-    wav = io.BytesIO()
-    soundfile.write(wav, synthesise(clip, seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    write_bytes(folder / clip_file(clip), wav.getvalue())
+    audio.write(folder / clip_file(clip), synthesise(clip, seed))
 
 
 def check(clips: Iterable[str]) -> None:

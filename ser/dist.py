@@ -17,17 +17,17 @@ from ser.errors import UserError, first_line
 
 __all__ = [
     "PRECISIONS",
-    "added",
+    "all_gather",
+    "all_reduce",
     "autocast",
     "barrier",
     "choose_int8_engine",
     "device",
     "exact_float32",
-    "gathered",
-    "group",
     "is_main",
     "keep_freed_memory",
     "peak_gib",
+    "process_group",
     "processes",
     "rank",
     "seed_everything",
@@ -84,7 +84,11 @@ meeting: Meeting | None = None
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that torchrun has started, for the time of the body; alone, do nothing."""
+    """Join the processes that torchrun has started, for the time of the body; alone, do nothing.
+
+    For work that is shared without tensors: shares of an extraction may differ by hours, and a process group gives up
+    after half an hour.
+    """
     global meeting
     meeting = Meeting() if world_size() > 1 else None
     try:
@@ -107,7 +111,7 @@ def summed(values: Iterable[int]) -> list[int]:
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the process group of those that torchrun has started, which tensors are added up in; alone, do nothing."""
     if world_size() == 1:
         yield
@@ -123,7 +127,7 @@ def group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def added(values: torch.Tensor) -> torch.Tensor:
+def all_reduce(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of every process's tensor; alone, the tensor itself.
 
     Raises:
@@ -135,7 +139,7 @@ def added(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Return every process's value, in the order of ranks.
 
     Raises:

@@ -113,7 +113,7 @@ def predict(
     clips: Sequence[Clip],
     progress: bool,
     speaker_clips: int | None,
-    company: Sequence[Clip],
+    enrolled: Sequence[Clip],
     source: Source | None = None,
 ) -> Predictions:
     """Run a model over clips of any corpus.
@@ -124,7 +124,7 @@ def predict(
         clips: to answer.
         progress: show a bar.
         speaker_clips: as of ``evaluate``.
-        company: clips that, labelled or not, tell of their speakers.
+        enrolled: clips that, labelled or not, tell of their speakers.
         source: of the inputs; without it what the experiment reads.
 
     Raises:
@@ -134,14 +134,14 @@ def predict(
     experiment = model.experiment
     features = experiment.features
     at_inputs = normalised_by_speaker(experiment.model) == "inputs"
-    enrolled = company if at_inputs else None
     source = open_source(features, read_table(corpus)) if source is None else source
     check_made_with(model.run.best, model.checkpoint, source.made_with)
-    reader = ClipReader(source, experiment.model.labels, enrolled=enrolled, limit=speaker_clips)
+    told = enrolled if at_inputs else None
+    reader = ClipReader(source, experiment.model.labels, enrolled=told, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
     precision = experiment.training.precision
-    return evaluation.predict(experiment.model, features, reader, clips, precision, progress, company)
+    return evaluation.predict(experiment.model, features, reader, clips, precision, progress, enrolled)
 
 
 def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip]) -> dict[str, float] | None:
@@ -180,7 +180,7 @@ def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -
     leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]) - {""})
     if "speaker-dependent" in experiment.protocol.tags:
         leaking = []
-    heard = part == "train" or (part == "val" and experiment.hears_validation)
+    heard = part == "train" or (part == "val" and experiment.trains_on_validation)
     if (leaking or heard) and not seen:
         which = f"speakers of this part: {some(leaking)}" if leaking else "the clips of this part"
         raise UserError(
@@ -264,7 +264,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         "commits": commits(model.run.folder),
         "temperature": model.temperature,
         "trained_on": model.experiment.protocol.describe()
-        + (", validation speakers too" if model.experiment.hears_validation else "")
+        + (", validation speakers too" if model.experiment.trains_on_validation else "")
         + (f", begun with {start['run']}" if start else ""),
         "train_speakers": list(model.checkpoint["train_speakers"]),
         "trained_labels": model.experiment.protocol.label_source,

@@ -36,11 +36,11 @@ def predict(
     clips: Sequence[Clip],
     precision: str = "float32",
     progress: bool = False,
-    company: Sequence[Clip] | None = None,
+    enrolled: Sequence[Clip] | None = None,
 ) -> Predictions:
     """Run a model over whole clips, in batches of similar length; the order of ``clips`` is kept.
 
-    A model that normalises embeddings by speaker sees those of all of ``company`` (by default ``clips``) before it
+    A model that normalises embeddings by speaker sees those of all of ``enrolled`` (by default ``clips``) before it
     answers. Several processes share the batches, and each returns all predictions.
 
     Raises:
@@ -52,7 +52,7 @@ def predict(
     rate = features.input_rate
     twice = normalised_by_speaker(model) == "embedding"
     asked = {clip.clip for clip in clips}
-    heard = [*clips, *(clip for clip in company or () if clip.clip not in asked)] if twice else clips
+    heard = [*clips, *(clip for clip in enrolled or () if clip.clip not in asked)] if twice else clips
     batches = bucketed([reader.source.length(clip) for clip in heard], round(BUDGET_SECONDS * rate))
     done: list[int] = []
     outputs: list[torch.Tensor] = []
@@ -83,7 +83,7 @@ def predict(
 
 def joined(rows: list[int], outputs: list[torch.Tensor]) -> torch.Tensor:
     """Return the outputs of all processes in the order of the clips; ``rows`` are those of this process."""
-    parts = dist.gathered((rows, torch.cat(outputs) if outputs else None))
+    parts = dist.all_gather((rows, torch.cat(outputs) if outputs else None))
     values = torch.cat([part for _, part in parts if part is not None])
     order = torch.tensor([row for where, _ in parts for row in where])
     return torch.empty_like(values).index_copy(0, order, values)
@@ -111,7 +111,7 @@ def write_evaluation(
     result = {**score(predictions, tempered), "gaps": gaps, **about}
     write_predictions(folder / "predictions.csv", predictions)
     write_csv(folder / "subgroups.csv", COLUMNS, rows)
-    title = plots.headed(about["run"], f"{title_of(about)}: UAR {result['uar']:.3f}", tags=about["tags"])
+    title = plots.tagged_title(about["run"], f"{title_of(about)}: UAR {result['uar']:.3f}", tags=about["tags"])
     plots.confusion(folder / "confusion.png", np.array(result["confusion"]), predictions.labels, title)
     plots.calibration(folder / "calibration.png", result, title)
     write_json(folder / "metrics.json", result)

@@ -154,14 +154,14 @@ class Experiment:
         return [*protocol.tags, *(f"extra-{corpus}" for corpus in protocol.extra), *normalised, *dropped]
 
     @property
-    def hears_validation(self) -> bool:
+    def trains_on_validation(self) -> bool:
         """Whether the weights come of the validation part, too, which then says nothing of others."""
         return self.training.with_validation or self.model.refit
 
     @property
-    def heard(self) -> list[Clip]:
+    def trained_clips(self) -> list[Clip]:
         """The clips whose labels the weights come of."""
-        parts = ("train", "val") if self.hears_validation else ("train",)
+        parts = ("train", "val") if self.trains_on_validation else ("train",)
         return [clip for part in parts for clip in self.protocol.part(part)]
 
     def check_loss(self) -> None:

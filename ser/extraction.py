@@ -26,7 +26,7 @@ from ser.features import Features, check_spec, mark_of, store_folder
 from ser.files import append_line, locked, read_json, write_atomically, write_json
 from ser.metadata import Clip, Table
 from ser.progress import progress as progress_bar
-from ser.samplers import ahead, bucketed, prefetch
+from ser.samplers import bucketed, map_ahead, prefetch
 
 __all__ = ["extract"]
 
@@ -109,7 +109,7 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
     if device.type == "cpu":
         dist.keep_freed_memory()
     front_end = features.front_end.to(device)
-    for batch, (sound, lengths, sources) in zip(batches, ahead(partial(decoded, table), batches), strict=True):
+    for batch, (sound, lengths, sources) in zip(batches, map_ahead(partial(decoded, table), batches), strict=True):
         with torch.inference_mode():
             values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
             values, counts = values.cpu(), frames.tolist()

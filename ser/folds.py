@@ -10,7 +10,7 @@ from ser import config, evaluation, metrics
 from ser.errors import UserError
 from ser.evaluating import commits_of, evaluated, highest, raters
 from ser.files import outputs_folder, read_json, write_text
-from ser.launching import Work, needs_processes, train_apart
+from ser.launching import Job, needs_processes, train_in_processes
 from ser.predictions import pool, read_predictions
 from ser.runs import create, train
 from ser.starting import read_start
@@ -52,10 +52,10 @@ def cross_validate(
     apart = needs_processes(jobs, gpus)
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
     works = [
-        Work(f"fold {fold}", (*overrides, f"split/fold = {fold}"), cv_folder / f"fold{fold}.log")
+        Job(f"fold {fold}", (*overrides, f"split/fold = {fold}"), cv_folder / f"fold{fold}.log")
         for fold in range(1, folds + 1)
     ]
-    if apart and (status := train_apart(experiment, works, jobs, gpus)):
+    if apart and (status := train_in_processes(experiment, works, jobs, gpus)):
         return status
     results, predictions, tempered, scored = [], [], [], []
     for fold, work in enumerate(works, start=1):
@@ -72,7 +72,7 @@ def cross_validate(
     protocol = first.protocol
     whole = replace(protocol, fold=None).describe()
     beyond = results[0]["trained_on"].removeprefix(protocol.describe())
-    but = "" if first.hears_validation else " but those that validate"
+    but = "" if first.trains_on_validation else " but those that validate"
     about = {
         **{key: results[0][key] for key in SAME_IN_FOLDS},
         "run": cv_folder.name,

@@ -18,10 +18,10 @@ from ser.layers import (
     LayerSum,
     RunningNorm,
     Speakers,
+    arange_like,
+    at_least_float32,
     clip_mask,
-    full,
     masked_mean_std,
-    places,
 )
 
 __all__ = ["HubertAttn"]
@@ -97,7 +97,9 @@ class HubertAttn(Classifier):
         x = self.dropout(x)
         if self.lstm is not None:
             x = recurrent(self.lstm, x, lengths)
-        return torch.cat(masked_mean_std(full(x), lengths), 1) if self.pool is None else self.pool(x, lengths)
+        return (
+            torch.cat(masked_mean_std(at_least_float32(x), lengths), 1) if self.pool is None else self.pool(x, lengths)
+        )
 
     def frames(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Normalise stored frames, and add up their layers: [B, T, D]."""
@@ -118,12 +120,12 @@ def recurrent(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     """
     # In float32: in half precision a CPU is slower, and cuDNN takes fp16 for bf16, too, whose gradients nothing scales.
     with torch.autocast(x.device.type, enabled=False):
-        x = full(x)
+        x = at_least_float32(x)
         if x.is_cuda:
             packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
             return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
         inside = clip_mask(lengths, x.shape[1])
-        steps = places(x.shape[1], x)
+        steps = arange_like(x.shape[1], x)
         turned = torch.where(inside, lengths[:, None] - 1 - steps, steps)[..., None]
         for layer in range(lstm.num_layers):
             ahead = one_way(lstm, x, f"_l{layer}")

@@ -18,13 +18,13 @@ from ser.files import PROJECT, cannot_write
 from ser.interrupts import stop_requests
 from ser.progress import cores
 
-__all__ = ["Work", "needs_processes", "run_in_processes", "train_apart"]
+__all__ = ["Job", "needs_processes", "run_in_processes", "train_in_processes"]
 
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """A training.
 
     Attributes:
@@ -90,7 +90,7 @@ def run_in_processes(number: str, command: Sequence[str]) -> int:
     return 0
 
 
-def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) -> int:
+def train_in_processes(experiment: str, works: Sequence[Job], jobs: int, gpus: int) -> int:
     """Train in processes of their own, ``jobs`` of them at once; return 0, or the status of a signal.
 
     A signal is handed on, and waited for until all is saved.
@@ -105,8 +105,8 @@ def train_apart(experiment: str, works: Sequence[Work], jobs: int, gpus: int) ->
         UserError: a training failed; the others that were running have ended.
     """
     waiting = list(works)
-    running: dict[int, tuple[Work, subprocess.Popen]] = {}  # by slot
-    failed: list[tuple[Work, int]] = []
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}  # by slot
+    failed: list[tuple[Job, int]] = []
     with stop_requests() as stop:
         while running or (waiting and not stop.signal and not failed):
             while waiting and len(running) < jobs and not stop.signal and not failed:
@@ -150,7 +150,7 @@ def opened(log: Path) -> IO[bytes]:
         raise cannot_write(log, error) from error
 
 
-def start(experiment: str, work: Work, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
+def start(experiment: str, work: Job, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
     """Start a training; ``slot`` of ``jobs`` has GPUs and cores of its own."""
     launch = [str(PROJECT / "tools/launch.py"), str(gpus)] if gpus > 1 else []
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // (jobs * gpus)))} | os.environ

@@ -24,12 +24,12 @@ __all__ = [
     "Prompts",
     "RunningNorm",
     "Speakers",
+    "arange_like",
+    "at_least_float32",
     "attended_mean_std",
     "clip_mask",
-    "full",
     "masked_mean_std",
     "pad_reflect",
-    "places",
     "tracing",
 ]
 
@@ -65,17 +65,17 @@ def tracing() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
-def full(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32 at least."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def clip_mask(lengths: Tensor, frames: int) -> Tensor:
     """Return bool [B, T]: true inside each clip."""
-    return places(frames, lengths) < lengths[:, None]
+    return arange_like(frames, lengths) < lengths[:, None]
 
 
-def places(count: int, like: Tensor) -> Tensor:
+def arange_like(count: int, like: Tensor) -> Tensor:
     """Return 0, 1, ... count - 1 on the device of ``like``, in an exported model too: a trace would keep today's."""
     if torch.jit.is_tracing():
         return traced_places(count if isinstance(count, Tensor) else torch.tensor(count), like)
@@ -84,7 +84,7 @@ def places(count: int, like: Tensor) -> Tensor:
 
 @torch.jit.script_if_tracing
 def traced_places(count: Tensor, like: Tensor) -> Tensor:
-    """Return ``places`` as TorchScript, which asks for the device anew at every call."""
+    """Return ``arange_like`` as TorchScript, which asks for the device anew at every call."""
     return torch.arange(int(count), device=like.device)
 
 
@@ -105,7 +105,7 @@ def pad_reflect(x: Tensor, lengths: Tensor, padding: int) -> Tensor:
     if padding == 0:
         return x
     last = lengths[:, None] - 1  # [B, 1]
-    offsets = places(padding, x) + 1  # [padding]
+    offsets = arange_like(padding, x) + 1  # [padding]
     before = torch.minimum(offsets.flip(0)[None], last)
     after = (last - offsets[None]).clamp_min(0)
     channels = x.shape[1]
@@ -232,7 +232,7 @@ class RunningNorm(InputNorm):
 
     def forward(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:  # type: ignore[override]
         """Return normalised embeddings x [B, E], in float32."""
-        x = full(x)
+        x = at_least_float32(x)
         if self.kind == "none":
             return x
         if self.training:
@@ -286,7 +286,7 @@ def attended_mean_std(
     Returns:
         Two of [B, D].
     """
-    x, scores = full(x), full(scores)
+    x, scores = at_least_float32(x), at_least_float32(scores)
     outside = ~clip_mask(lengths, x.shape[time]).unsqueeze(3 - time)
     weights = scores.masked_fill(outside, -torch.inf).softmax(time)
     mean = (weights * x).sum(time, keepdim=True)
@@ -314,7 +314,7 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Pool x [B, T, D] to [B, 2D]; what lies after a clip's end is ignored."""
         x = x.masked_fill(~clip_mask(lengths, x.shape[1])[..., None], 0)
-        clip = torch.cat(masked_mean_std(full(x), lengths), 1)
+        clip = torch.cat(masked_mean_std(at_least_float32(x), lengths), 1)
         # The clip's part of the sum is the same for all frames, so it is multiplied once.
         hidden = self.frame(x) + self.clip(clip)[:, None]
         return torch.cat(attended_mean_std(x, self.score(hidden.tanh()), lengths), 1)

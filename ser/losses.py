@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ser.errors import UserError, nearest
-from ser.layers import full
+from ser.layers import at_least_float32
 
 __all__ = ["CLASS_WEIGHTS", "KINDS", "Loss", "class_weights"]
 
@@ -112,7 +112,7 @@ class Loss:
             weights: float [C] of ``class_weights``.
             prior: share of each class in the training part, float [C], for logit adjustment.
         """
-        logits = full(logits)
+        logits = at_least_float32(logits)
         if self.kind == "aam":
             logits = self.with_margin(logits, targets)
         if self.logit_adjustment and prior is not None:

@@ -1,10 +1,15 @@
 """Comparisons: two things measured in turn in one run, as a ratio of medians."""
 
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Row", "compare", "limited", "table"]
+from ser.files import PROJECT
+
+__all__ = ["Row", "compare", "limited", "table", "timed", "timed_python"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,23 @@ class Row:
     better: str
     goal: float
     met: bool
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """Return a function that makes the call and returns its seconds."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def timed_python(*arguments: object) -> Callable[[], float]:
+    """Return a function that runs Python with arguments, in the checkout, and returns its seconds."""
+    command = [sys.executable, *map(str, arguments)]
+    return timed(lambda: subprocess.run(command, check=True, capture_output=True, cwd=PROJECT))
 
 
 def compare(

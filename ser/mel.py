@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import FrontEnd
-from ser.layers import clip_mask, places, tracing
+from ser.layers import arange_like, clip_mask, tracing
 
 __all__ = ["LogMel", "Sound", "WhisperMel"]
 
@@ -188,7 +188,7 @@ class WhisperMel(FrontEnd):
         # The original mirrors what would lie before the start and beyond 30 s.
         reaches = (lengths > end - half) & (lengths <= end)
         if tracing() or reaches.any():
-            place = places(needed, sound)
+            place = arange_like(needed, sound)
             beyond = (place >= end) & (place < end + half)
             mirrored = sound[:, torch.where(beyond, 2 * end - 2 - place, place)]
             sound = torch.where(reaches[:, None], mirrored, sound)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ser.errors import UserError
 
-__all__ = ["AdamW", "Average", "WarmupCosine", "kept"]
+__all__ = ["EMA", "AdamW", "WarmupCosine", "kept"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def kept(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-class Average:
+class EMA:
     """Moving average of what a model learns (Polyak and Juditsky 1992), statistics of norms included.
 
     The decay grows as (1 + t) / (10 + t) up to its value, so that the first steps are soon forgotten.
@@ -114,7 +114,7 @@ class Average:
             value.copy_(now)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Put the average into the model for a while."""
         own = {name: value.clone() for name, value in kept(self.model).items()}
         self.model.load_state_dict(self.values, strict=False)

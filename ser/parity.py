@@ -131,7 +131,7 @@ def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: 
     Of a run that was trained on the validation part, or without its sound at hand, the reason why not.
     """
     protocol = model.experiment.protocol
-    if model.experiment.hears_validation:
+    if model.experiment.trains_on_validation:
         return {"uar": None, "reason": "the run was trained on its validation part, too"}
     clips = [clip for clip in protocol.parts["val"] if clip.corpus == protocol.corpus]
     if sum(parameter.numel() for parameter in pipeline.parameters()) > LARGE:

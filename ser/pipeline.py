@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.interfaces import Classifier, Encoder, FrontEnd, normalised_by_speaker
-from ser.layers import Speakers, full, masked_mean_std
+from ser.layers import Speakers, at_least_float32, masked_mean_std
 
 __all__ = ["Pipeline"]
 
@@ -54,7 +54,7 @@ class Pipeline(nn.Module):
         values, frames = self.front_end(sound, lengths)
         if self.model.speakers_at == "embedding" or self.model.takes == "statistics":
             at_inputs = self.model.speakers_at == "inputs"
-            values = full(values if at_inputs else self.model.embed(values, frames))
+            values = at_least_float32(values if at_inputs else self.model.embed(values, frames))
             return torch.ones_like(lengths, dtype=values.dtype), values, torch.zeros_like(values)
         items = frames.to(values.dtype)
         mean, std = masked_mean_std(values, frames, smallest=1e-10)
@@ -62,4 +62,4 @@ class Pipeline(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax of logits [B, C] at the model's temperature."""
-        return (full(logits) / self.temperature).softmax(1)
+        return (at_least_float32(logits) / self.temperature).softmax(1)

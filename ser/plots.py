@@ -11,15 +11,15 @@ from ser.files import write_bytes
 
 __all__ = [
     "ablation",
-    "across",
     "calibration",
     "confusion",
+    "cross_corpus",
     "curves",
-    "headed",
     "histogram",
     "layers",
     "robustness",
     "spectrograms",
+    "tagged_title",
 ]
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8f98"
@@ -95,12 +95,12 @@ def ablation(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     save(drawing, path)
 
 
-def headed(*lines: str, tags: Sequence[str]) -> str:
+def tagged_title(*lines: str, tags: Sequence[str]) -> str:
     """Return a title of some lines, and below them the tags that no picture of figures may lack."""
     return "\n".join([*lines, *([" ".join(tags)] if tags else [])])
 
 
-def across(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def cross_corpus(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw UAR across corpora with its interval, a line for each run and corpus, adapted ones beside.
 
     Args:
@@ -109,7 +109,7 @@ def across(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     told = {"cross-corpus", "transductive"}  # tags that the picture itself says
     shown = [
-        headed(f"{row['run']} on {row['corpus']}", tags=[tag for tag in row["tags"].split() if tag not in told])
+        tagged_title(f"{row['run']} on {row['corpus']}", tags=[tag for tag in row["tags"].split() if tag not in told])
         for row in rows
     ]
     names = list(dict.fromkeys(shown))

@@ -73,7 +73,7 @@ class Protocol:
         return {self.corpus: self.table} | {corpus: read_table(corpus) for corpus in self.extra}
 
     @cached_property
-    def guests(self) -> list[Clip]:
+    def extra_clips(self) -> list[Clip]:
         """Clips of other corpora that train along; their speakers are named after their corpus, too."""
         clips = []
         for corpus in self.extra:
@@ -100,7 +100,7 @@ class Protocol:
         clips = self.table.clips  # first: a corpus that is not prepared says so
         part_of = splits.parts_of(self.split, self.fold)
         members = splits.select(clips, part_of, where, self.split.speaker_independent)
-        members["train"] = [*members["train"], *self.guests]
+        members["train"] = [*members["train"], *self.extra_clips]
         return members
 
     @cached_property
@@ -119,8 +119,8 @@ class Protocol:
         self.check_votes(own)
         given = [replace(clip, emotion=plurality(self.counts(clip))) for clip in own]
         keep_ties = self.label_source == "voice_soft" and part == "train"
-        guests = [clip for clip in clips if clip.corpus != self.corpus]
-        return [*(clip for clip in given if clip.emotion or keep_ties), *guests]
+        others = [clip for clip in clips if clip.corpus != self.corpus]
+        return [*(clip for clip in given if clip.emotion or keep_ties), *others]
 
     def check_votes(self, clips: Sequence[Clip]) -> None:
         """Raise a UserError where votes are needed and not at hand."""

@@ -241,7 +241,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     plots.robustness(
         folder / "robustness.png",
         rows,
-        plots.headed(model.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
+        plots.tagged_title(model.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
     )
     part_file.unlink(missing_ok=True)
     return folder, rows

@@ -12,7 +12,7 @@ import numpy as np
 
 from ser.progress import cores
 
-__all__ = ["ahead", "bucketed", "prefetch", "shuffled", "timed"]
+__all__ = ["bucketed", "map_ahead", "prefetch", "shuffled", "timed"]
 
 
 def shuffled(
@@ -85,7 +85,7 @@ ALIKE = 8  # batches whose clips are sorted by length together
 READERS = 4  # threads that read ahead; what they call lets go of Python's lock
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield ``function(item)`` in order, while a few threads work on the items that come next.
 
     No process is forked, since one that is forked while others run may never wake up.

@@ -60,5 +60,6 @@ def solve(
         model.solve(setup.everything(heard), weights.to(setup.weights), best)
         save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)
-    plots.curves(run.folder / "curves.png", read_log(run.folder), plots.headed(run.folder.name, tags=experiment.tags))
+    title = plots.tagged_title(run.folder.name, tags=experiment.tags)
+    plots.curves(run.folder / "curves.png", read_log(run.folder), title)
     tracker.close()

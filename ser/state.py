@@ -121,27 +121,27 @@ def save(
     Every process calls it, since each has random numbers of its own; the main one writes.
     """
     resumable = scaler is not None
-    rngs = dist.gathered(random_state()) if resumable else []
+    rngs = dist.all_gather(random_state()) if resumable else []
     if not dist.is_main():
         return
     protocol, encoder = experiment.protocol, setup.model.encoder
     content: dict[str, Any] = {
         "features": setup.reader.source.made_with,
-        "model": kept(setup.model) if resumable or setup.averaged is None else setup.averaged.values,
+        "model": kept(setup.model) if resumable or setup.ema is None else setup.ema.values,
         "encoder": None if encoder is None else encoder.facts,
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
-        "train_speakers": sorted({clip.speaker for clip in experiment.heard}),
-        "hears_validation": experiment.hears_validation,
+        "train_speakers": sorted({clip.speaker for clip in experiment.trained_clips}),
+        "hears_validation": experiment.trains_on_validation,
         "state": asdict(state),
     }
     if validated is not None:
         content["temperature"] = calibration.temperature(validated.logits, validated.indices)
     if scaler is not None:
         content |= {"optimizer": setup.optimizer.state_dict(), "rng": rngs, "scaler": scaler.state_dict()}
-        if setup.averaged is not None:
-            content["averaged"] = setup.averaged.state_dict()
+        if setup.ema is not None:
+            content["averaged"] = setup.ema.state_dict()
         if setup.embeddings is not None:
             content["embeddings"] = setup.embeddings.values
     checkpoints.save(path, content)
@@ -228,9 +228,9 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
     check_made_with(run.last, content, setup.reader.source.made_with)
     checkpoints.restore(setup.model, content["model"], run.last)
     setup.optimizer.load_state_dict(content["optimizer"])
-    if setup.averaged is not None:
-        checkpoints.check(setup.averaged.state_dict(), content["averaged"], run.last)
-        setup.averaged.load_state_dict(content["averaged"])
+    if setup.ema is not None:
+        checkpoints.check(setup.ema.state_dict(), content["averaged"], run.last)
+        setup.ema.load_state_dict(content["averaged"])
     if setup.embeddings is not None:
         setup.embeddings.values = content["embeddings"]
     if (made := len(content["rng"])) != dist.world_size():

@@ -85,8 +85,8 @@ class Stepper:
             return values | self.lower_scale(math.isfinite(loss))
         self.scaler.step(optimizer)
         self.scaler.update()
-        if self.setup.averaged is not None:
-            self.setup.averaged.update()
+        if self.setup.ema is not None:
+            self.setup.ema.update()
         return values
 
     def lower_scale(self, overflow: bool) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Stepper:
         frames, lengths = features.frames(inputs, batch.lengths)
         frames = augment.clipwise("features", frames, lengths, *draw)
         frames, targets = augment.across("mix_features", frames, lengths, targets, *draw)
-        own = slice(batch.guests, None)
+        own = slice(batch.neighbours, None)
         frames, lengths, targets, clips = frames[own], lengths[own], targets[own], batch.clips[own]
         with dist.autocast(self.device, experiment.training.precision):
             if self.setup.embeddings is None:
@@ -137,16 +137,16 @@ class Stepper:
         shared = [p.grad for p in self.trained if p.grad is not None] + self.buffers()
         shares = [1.0] * len(self.trained) + [1 / dist.world_size()] * (len(shared) - len(self.trained))
         kind = torch.float64 if any(value.dtype == torch.float64 for value in shared) else torch.float32
-        flat = dist.added(torch.cat([value.flatten().to(kind) for value in shared]))
+        flat = dist.all_reduce(torch.cat([value.flatten().to(kind) for value in shared]))
         for value, share, piece in zip(shared, shares, flat.split([v.numel() for v in shared]), strict=True):
             value.copy_(piece.view_as(value) * share)
-        return dist.added(sums)
+        return dist.all_reduce(sums)
 
 
 def check_finite(skipped: int, parts: Sequence[Batch], values: dict[str, Any]) -> None:
     """Raise a UserError after ``SKIPS`` steps in a row that were skipped, with the clips of the last."""
     if skipped >= SKIPS:
-        names = [name for batch in parts for name in batch.names[batch.guests :]]
+        names = [name for batch in parts for name in batch.names[batch.neighbours :]]
         if not names:
             raise UserError(f"no clip of {skipped} batches in a row can be read; look at the lines above")
         raise UserError(

@@ -43,7 +43,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     state = State(start=setup.start)
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
-    title = plots.headed(run.folder.name, tags=experiment.tags)
+    title = plots.tagged_title(run.folder.name, tags=experiment.tags)
     tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, experiment.tags)
     tracker.rewind(state.step, state.epoch)
     if not resume:
@@ -107,7 +107,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():
                 plots.curves(run.folder / "curves.png", read_log(run.folder), title)
-            if dist.gathered(stop.signal) != [0] * dist.world_size() and not state.finished:
+            if dist.all_gather(stop.signal) != [0] * dist.world_size() and not state.finished:
                 tracker.close()
                 raise Interrupted(f"stopped after epoch {state.epoch}; {how_to_go_on(run)}", stop.status)
     tracker.close()

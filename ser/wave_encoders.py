@@ -24,7 +24,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
 from ser.interfaces import Encoder
-from ser.layers import Prompts, clip_mask, masked_mean_std, places, tracing
+from ser.layers import Prompts, arange_like, clip_mask, masked_mean_std, tracing
 from ser.mel import Sound
 from ser.packing import PackedLinear, pack
 
@@ -226,7 +226,7 @@ class Attend:
         frames = mask.shape[1]
         self.positions = None
         if wavlm and len(encoder.layers):
-            first, place = encoder.layers[0].attention, places(frames, mask)
+            first, place = encoder.layers[0].attention, arange_like(frames, mask)
             distance = first._relative_positions_bucket(place[None] - place[:, None])
             self.positions = first.rel_attn_embed(distance).permute(2, 0, 1)[None]
 

@@ -18,7 +18,7 @@ from ser.interfaces import Classifier, normalised_by_speaker
 from ser.layers import InputNorm
 from ser.losses import class_weights
 from ser.metadata import Clip
-from ser.optim import Average
+from ser.optim import EMA
 from ser.predictions import Predictions
 from ser.reporting import missing_text
 from ser.samplers import shuffled
@@ -37,7 +37,7 @@ class Setup:
         reader: of their inputs.
         copies: readers of their altered copies, which training alone hears.
         model, optimizer: of the experiment.
-        averaged: moving average of what the model learns, or None.
+        ema: moving average of what the model learns, or None.
         weights, prior: of the classes in the training part, float [C].
         crop: length of a training crop, in samples or frames; None for whole clips.
         start: what is known of the run that training begins with, or None.
@@ -50,7 +50,7 @@ class Setup:
     copies: list[ClipReader]
     model: Classifier
     optimizer: torch.optim.Optimizer
-    averaged: Average | None
+    ema: EMA | None
     weights: Tensor
     prior: Tensor
     crop: int | None
@@ -59,7 +59,7 @@ class Setup:
 
     def answering(self) -> AbstractContextManager[None]:
         """Let the model answer with the average, where there is one: what validates and is kept."""
-        return nullcontext() if self.averaged is None else self.averaged.answering()
+        return nullcontext() if self.ema is None else self.ema.applied()
 
     def everything(self, clips: Sequence[Clip]) -> Batch:
         """Return clips and all their copies as one batch, on the device."""
@@ -84,31 +84,32 @@ class Setup:
         that each clip meets the same neighbour however a batch is divided.
         """
         accumulate = experiment.training.accumulate
-        company = len(experiment.augment.mixing)
+        mixing = len(experiment.augment.mixing)
         for rows in order:
             parts = np.array_split(np.arange(len(rows)), accumulate * dist.world_size())
             own = parts[dist.rank() * accumulate : (dist.rank() + 1) * accumulate]
             batches = []
             for places in own:
-                guests = min(company, len(rows) - len(places)) if len(places) else 0
-                chosen = rows[(np.arange(-guests, len(places)) + places[0]) % len(rows)] if len(places) else places
-                batch = self.piece(chosen, guests, experiment.seed, epoch)
+                neighbours = min(mixing, len(rows) - len(places)) if len(places) else 0
+                chosen = rows[(np.arange(-neighbours, len(places)) + places[0]) % len(rows)] if len(places) else places
+                batch = self.piece(chosen, neighbours, experiment.seed, epoch)
                 if batch is not None:
                     batches.append(batch)
             yield batches
 
-    def piece(self, rows: np.ndarray, guests: int, seed: int, epoch: int) -> Batch | None:
+    def piece(self, rows: np.ndarray, neighbours: int, seed: int, epoch: int) -> Batch | None:
         """Return a part of a batch, or None where too few of its clips can be read to learn from."""
         clips = [self.train[row % len(self.train)] for row in rows]
         there = {clip.clip for clip in self.reader.readable(clips)}
         drawn = [(clip, int(row) // len(self.train)) for clip, row in zip(clips, rows, strict=True)]
         known = [(clip, repeat) for clip, repeat in drawn if clip.clip in there]
-        guests = sum(clip.clip in there for clip in clips[:guests])
-        if len(known) - guests < (2 if self.model.batch_statistics else 1):  # one clip alone has no batch statistics
+        neighbours = sum(clip.clip in there for clip in clips[:neighbours])
+        fewest = 2 if self.model.batch_statistics else 1  # one clip alone has no statistics of a batch
+        if len(known) - neighbours < fewest:
             return None
         repeats = [repeat for _, repeat in known]
         batch = self.reader.crops([clip for clip, _ in known], self.crop, seed, epoch, repeats)
-        batch.guests, batch.repeats = guests, repeats
+        batch.neighbours, batch.repeats = neighbours, repeats
         return batch.to(self.weights.device)
 
     def validate(self, experiment: Experiment) -> Predictions:
@@ -117,7 +118,7 @@ class Setup:
         with self.answering():
             return evaluation.predict(
                 self.model, experiment.features, self.reader, self.validation, precision,
-                company=experiment.protocol.members["val"],
+                enrolled=experiment.protocol.members["val"],
             )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         )
     check_labels([*train, *validation], reader.labels)
     if experiment.training.with_validation:
-        train, validation = experiment.heard, []
+        train, validation = experiment.trained_clips, []
     experiment.features.front_end.to(device)
     start = None
     if fresh:
@@ -171,7 +172,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         copies,
         model,
         experiment.optimizer.build(model, model.lr_scales()),
-        Average(model, decay) if decay else None,
+        EMA(model, decay) if decay else None,
         weights,
         (counts / counts.sum()).to(device),
         None if seconds is None else round(seconds * experiment.features.input_rate),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ser.errors import UserError
-from ser.optim import AdamW, Average, WarmupCosine, kept
+from ser.optim import EMA, AdamW, WarmupCosine, kept
 
 
 def model():
@@ -109,7 +109,7 @@ def test_what_is_kept_of_a_model_is_what_it_learns():
 
 def test_the_average_follows_as_by_hand_and_answers_only_inside():
     layers = model()
-    average, expected = Average(layers, 0.9), layers["linear"].weight.detach().clone()
+    average, expected = EMA(layers, 0.9), layers["linear"].weight.detach().clone()
     for step in range(30):
         with torch.no_grad():
             layers["linear"].weight.add_(1.0)
@@ -121,7 +121,7 @@ def test_the_average_follows_as_by_hand_and_answers_only_inside():
     torch.testing.assert_close(average.values["linear.weight"], expected)
     assert int(average.values["norm.num_batches_tracked"]) == 30
     now = {name: value.clone() for name, value in layers.state_dict().items()}
-    with average.answering():
+    with average.applied():
         torch.testing.assert_close(layers["linear"].weight, expected)
         assert layers["norm"].running_mean[0] < now["norm.running_mean"][0]
     assert all(torch.equal(now[name], value) for name, value in layers.state_dict().items())
@@ -129,15 +129,15 @@ def test_the_average_follows_as_by_hand_and_answers_only_inside():
 
 def test_the_model_comes_back_when_answering_fails():
     layers = model()
-    average, now = Average(layers, 0.5), layers["linear"].weight.detach().clone()
+    average, now = EMA(layers, 0.5), layers["linear"].weight.detach().clone()
     average.values["linear.weight"] += 1
-    with pytest.raises(RuntimeError), average.answering():
+    with pytest.raises(RuntimeError), average.applied():
         raise RuntimeError
     assert torch.equal(layers["linear"].weight, now)
 
 
 def test_an_average_goes_on_where_it_was():
-    one, other = (Average(model(), 0.9) for _ in range(2))
+    one, other = (EMA(model(), 0.9) for _ in range(2))
     for _ in range(3):
         one.values["linear.weight"].add_(1)
         one.update()

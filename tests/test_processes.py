@@ -44,7 +44,7 @@ from ser import config, dist
 from ser.steps import Stepper
 from ser.workbench import set_up
 
-with dist.group():
+with dist.process_group():
     experiment = config.build(config.load(sys.argv[1], sys.argv[2:]))
     setup = set_up(experiment)
     setup.model.double().train()

@@ -228,7 +228,7 @@ def test_trainings_at_once_get_gpus_of_their_own_also_of_those_that_a_scheduler_
     handed = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(launching.subprocess, "Popen", lambda *_, env, **__: handed.append(env["CUDA_VISIBLE_DEVICES"]))
-    work = launching.Work("fold 1", [], tmp_path / "log")
+    work = launching.Job("fold 1", [], tmp_path / "log")
     for visible, gpus, expected in [
         (None, 1, ["0", "1", "2", "3", "0"]),
         ("4,5,GPU-a,7", 1, ["4", "5", "GPU-a", "7", "4"]),
@@ -306,11 +306,11 @@ def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, 
 
     monkeypatch.setattr(launching, "start", start)
     works = [
-        launching.Work(f"fold {fold}", ["x", f"split/fold = {fold}"], tmp_path / f"fold{fold}.log")
+        launching.Job(f"fold {fold}", ["x", f"split/fold = {fold}"], tmp_path / f"fold{fold}.log")
         for fold in range(1, 41)
     ]
     with pytest.raises(UserError, match=r"fold 2 ended with status 1: too warm \(see .*fold2\.log\)"):
-        launching.train_apart("demo_ecapa", works, 2, 1)
+        launching.train_in_processes("demo_ecapa", works, 2, 1)
     assert begun[:2] == [("split/fold = 1", 0), ("split/fold = 2", 1)]
     assert len(begun) < 40
     with pytest.raises(UserError, match="expected 1 or more"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ser.errors import UserError
-from ser.samplers import ahead, bucketed, prefetch, shuffled
+from ser.samplers import bucketed, map_ahead, prefetch, shuffled
 
 quick = settings(deadline=None, database=None, max_examples=100)
 
@@ -135,7 +135,7 @@ def test_ahead_keeps_the_order_and_works_on_what_comes_next():
         started.append(number)
         return number * number
 
-    answers = ahead(work, range(20))
+    answers = map_ahead(work, range(20))
     assert next(answers) == 0
     assert len(started) > 1
     assert [0, *answers] == [number * number for number in range(20)]
@@ -150,7 +150,7 @@ def test_ahead_reads_only_a_few_items_beforehand():
             taken.append(number)
             yield number
 
-    answers = ahead(lambda number: number, items())
+    answers = map_ahead(lambda number: number, items())
     next(answers)
     assert len(taken) < 20
     answers.close()
@@ -162,7 +162,7 @@ def test_ahead_raises_an_error_in_its_turn():
             raise UserError("the third")
         return number
 
-    answers = ahead(work, range(10))
+    answers = map_ahead(work, range(10))
     assert [next(answers) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="the third"):
         next(answers)

@@ -36,14 +36,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(trained_home):
     good, bad, *_ = pieces(experiment, setup)
     stepper.step(good, 0, 1.0)
     before = {name: value.clone() for name, value in setup.model.state_dict().items()}  # counts of batches, too
-    averaged = {name: value.clone() for name, value in setup.averaged.values.items()}
+    averaged = {name: value.clone() for name, value in setup.ema.values.items()}
     bad[0].inputs[3, 10] = torch.nan
     values = stepper.step(bad, 0, 1.0)
     assert values["train/skipped"] == 1
     assert not np.isfinite(values["train/loss"])
     for name, value in before.items():
         assert torch.equal(setup.model.state_dict()[name], value), name
-    assert all(torch.equal(setup.averaged.values[name], value) for name, value in averaged.items())
+    assert all(torch.equal(setup.ema.values[name], value) for name, value in averaged.items())
     assert "train/skipped" not in stepper.step(good, 0, 1.0)
 
 
@@ -55,7 +55,7 @@ def test_after_a_few_such_steps_in_a_row_the_clips_are_named(trained_home):
         check_finite(skipped, parts, stepper.step(parts, 0, 1.0))
     with pytest.raises(UserError) as caught:
         check_finite(SKIPS, parts, stepper.step(parts, 0, 1.0))
-    assert all(name in str(caught.value) for name in parts[0].names[parts[0].guests :])
+    assert all(name in str(caught.value) for name in parts[0].names[parts[0].neighbours :])
 
 
 def test_the_log_of_a_run_says_what_was_skipped(trained_home, monkeypatch):
@@ -98,12 +98,12 @@ def test_gradients_that_overflow_lower_the_scale_and_are_counted_once_it_is_no_h
     experiment, setup, stepper = make()
     scaled(stepper)
     (good, *_) = pieces(experiment, setup)
-    averaged = {name: value.clone() for name, value in setup.averaged.values.items()}
+    averaged = {name: value.clone() for name, value in setup.ema.values.items()}
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
     found = [stepper.step(good, 0, 1.0) for _ in range(4)]
     assert ["train/overflow" in values for values in found] == [True, True, False, False]
     assert ["train/skipped" in values for values in found] == [False, False, True, True]
-    assert all(torch.equal(setup.averaged.values[name], value) for name, value in averaged.items())
+    assert all(torch.equal(setup.ema.values[name], value) for name, value in averaged.items())
 
 
 def test_a_process_without_a_clip_can_begin_with_a_scaled_loss(trained_home):
@@ -151,10 +151,10 @@ def test_parts_hold_each_clip_of_a_batch_once_and_its_neighbour(trained_home, ac
     for rows, parts in zip(order, setup.pieces(order, experiment, 0), strict=True):
         assert len(parts) == accumulate
         wanted = [setup.train[row].clip for row in rows]
-        assert [name for part in parts for name in part.names[part.guests :]] == wanted
+        assert [name for part in parts for name in part.names[part.neighbours :]] == wanted
         for part in parts:
-            place = wanted.index(part.names[part.guests])
-            assert part.guests == (1 if accumulate > 1 else 0)
+            place = wanted.index(part.names[part.neighbours])
+            assert part.neighbours == (1 if accumulate > 1 else 0)
             assert part.names[0] == wanted[place - 1 if accumulate > 1 else place]
 
 

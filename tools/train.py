@@ -48,7 +48,7 @@ def main() -> int | None:
         return None
     if arguments.resume and arguments.overrides:
         raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
-    with dist.group():
+    with dist.process_group():
         if arguments.resume:
             experiment, run = runs.reopen(arguments.experiment)
         else:
