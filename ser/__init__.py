@@ -11,12 +11,12 @@ signal    mel, augment, augment_sound, augment_surroundings, augment_features, c
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
-scoring   predictions, scoring, subgroups, reporting
+scoring   predictions, scoring, subgroups, wording
 learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     augment_demo, probing, summary
-door      config, runs, evaluating, crossing, comparing, launching, folds, ablating, ensembles, robustness, report
-delivery  card, parity, exporting, publishing, inference, loading, responses, predicting
-whole     rehearsal, planning, plan
+door      config, runs, evaluate_run, crossing, comparing, launching, folds, ablating, ensembles, robustness, report
+delivery  card, parity, exporting, publishing, inference, loading, responses, predict_command
+whole     rehearsal, plan_runner, plan
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,
           crashing
 command   cli

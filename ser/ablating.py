@@ -13,15 +13,15 @@ from ser import checkpoints, config, metrics, plots
 from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
-from ser.evaluating import commits_of, evaluated
+from ser.evaluate_run import commits_of, evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
 from ser.launching import Job, needs_processes, train_in_processes
 from ser.predictions import Predictions, read_predictions
-from ser.reporting import commits_text, missing_text, p_text
 from ser.runs import create, train
 from ser.scoring import interval_reason, paired
 from ser.starting import read_start
+from ser.wording import commits_text, missing_text, p_text
 
 __all__ = ["ablate", "table"]
 

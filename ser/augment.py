@@ -75,7 +75,11 @@ class ClipRandom:
 
 
 class Operation:
-    """What all operations share: a probability, and the kind of input that they change."""
+    """What all operations share: a probability, and the kind of input that they change.
+
+    Raises:
+        UserError: a probability outside 0 to 1.
+    """
 
     kind = ""  # sound, features, or across clips: mix_sound, mix_features
     __call__: Callable
@@ -95,6 +99,9 @@ class Augmentation:
 
     Args:
         operations: objects of this room; an empty list changes nothing.
+
+    Raises:
+        UserError: what is no operation stands among them.
     """
 
     def __init__(self, operations: Sequence[Operation] = ()):

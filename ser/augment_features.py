@@ -24,6 +24,9 @@ class SpecAugment(Operation):
         band_masks: bands a clip.
         band_width: widest band, in features.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: a number or width that is out of range.
     """
 
     kind = "features"
@@ -70,6 +73,9 @@ class Mixup(Operation):
     Args:
         alpha: of the Beta(alpha, alpha) distribution of the mixing weight.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: ``alpha`` is not above 0.
     """
 
     kind = "mix_features"

@@ -61,6 +61,9 @@ class Shift(Operation):
     Args:
         share: largest distance, as a share of the clip.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: a share outside [0, 1).
     """
 
     kind = "sound"
@@ -99,6 +102,9 @@ class Speed(Operation):
     Args:
         factors: to draw from, each above 0; 1.1 is a tenth faster.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: a factor outside 0.5 to 2, or not in whole hundredths.
     """
 
     kind = "sound"
@@ -177,6 +183,9 @@ class Clipping(Operation):
     Args:
         share_low, share_high: range of the share.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: shares outside (0, 1].
     """
 
     kind = "sound"

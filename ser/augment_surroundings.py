@@ -96,6 +96,9 @@ class Reverb(Operation):
         seconds_low, seconds_high: range of the time in which the room's answer falls by 60 dB.
         direct_low, direct_high: range of the ratio of direct to reverberant energy, dB.
         probability: of a clip being changed.
+
+    Raises:
+        UserError: a range that is empty, or seconds not above 0.
     """
 
     kind = "sound"

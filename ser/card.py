@@ -9,10 +9,13 @@ from typing import Any
 
 from ser import __version__, checkpoints
 from ser.errors import UserError
-from ser.evaluating import is_of_best
+from ser.evaluate_run import is_of_best
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
-from ser.reporting import (
+from ser.robustness import shown_value
+from ser.runs import Trained
+from ser.subgroups import read_subgroups
+from ser.wording import (
     TITLES,
     corpus_says,
     estimate_of,
@@ -22,9 +25,6 @@ from ser.reporting import (
     title_of,
     with_interval,
 )
-from ser.robustness import shown_value
-from ser.runs import Trained
-from ser.subgroups import read_subgroups
 
 __all__ = ["model_card"]
 

@@ -5,7 +5,7 @@ import platform
 
 from ser import __version__
 from ser.errors import tool
-from ser.predicting import add_commands
+from ser.predict_command import add_commands
 
 
 @tool

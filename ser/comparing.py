@@ -8,11 +8,11 @@ import numpy as np
 
 from ser import metrics
 from ser.errors import UserError, nearest, some
-from ser.evaluating import current_figures
+from ser.evaluate_run import current_figures
 from ser.files import outputs_folder, run_folder, write_csv, write_json
 from ser.predictions import Predictions, read_predictions
-from ser.reporting import missing_text, p_text
 from ser.scoring import interval_reason, paired
+from ser.wording import missing_text, p_text
 
 __all__ = ["check_same", "checked_figures", "compare", "shared_evaluation", "table"]
 
@@ -47,7 +47,11 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
 
 
 def shared_evaluation(folders: Sequence[Path], part: str) -> str:
-    """Return the name of the evaluation that all runs have of a part."""
+    """Return the name of the evaluation that all runs have of a part.
+
+    Raises:
+        UserError: they have none in common, or several.
+    """
     have = [{path.parent.name for path in folder.glob("eval/*/predictions.csv")} for folder in folders]
     found = sorted(name for name in set.intersection(*have) if name == part or name.endswith(f"-{part}"))
     if len(found) == 1:
@@ -66,7 +70,7 @@ def shared_evaluation(folders: Sequence[Path], part: str) -> str:
 
 
 def checked_figures(folder: Path, label: str) -> dict[str, Any]:
-    """Return the metrics of an evaluation, see ``evaluating.current_figures``.
+    """Return the metrics of an evaluation, see ``evaluate_run.current_figures``.
 
     Raises:
         UserError: they are of other weights or of an earlier ser.

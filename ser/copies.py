@@ -26,6 +26,9 @@ class Altered(FrontEnd):
     Args:
         front_end: that hears it.
         how: ``speed 0.9`` (pitch included, as a tape; 0.5 to 2) or ``gain -6`` (dB, -30 to 30; cut off at full scale).
+
+    Raises:
+        UserError: an alteration that is not understood.
     """
 
     def __init__(self, front_end: FrontEnd, how: str):

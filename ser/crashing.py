@@ -30,7 +30,7 @@ TRAIN = (
 EXTRACT = ("tools/extract.py", "demo", "logmel80")
 
 
-def crash_test(kills: int = 20, seed: int = 1) -> dict[str, Any]:
+def crash_test(kills: int = 21, seed: int = 1) -> dict[str, Any]:
     """Kill trainings (of one process and of two) and extractions, and compare what they end with.
 
     Args:
@@ -39,6 +39,9 @@ def crash_test(kills: int = 20, seed: int = 1) -> dict[str, Any]:
 
     Returns:
         For each kind of work ``{"kills": ..., "runs": ..., "different": ...}``; also in ``outputs/crash-test.json``.
+
+    Raises:
+        UserError: fewer than one kill.
     """
     if kills < 1:
         raise UserError(f"{kills} kills; expected 1 or more")

@@ -7,15 +7,15 @@ from typing import Any
 from ser import checkpoints, evaluation, plots
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
-from ser.evaluating import about_run, current_figures, predict, raters, tags_of
+from ser.evaluate_run import about_run, current_figures, predict, raters, tags_of
 from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
 from ser.metadata import Table, metadata_path, read_table
-from ser.reporting import aligned, estimate_of
 from ser.runs import Trained, trained
 from ser.stats import columns
 from ser.votes import stored_votes
+from ser.wording import aligned, estimate_of
 from ser.workbench import fit_input_norm
 
 __all__ = ["cross", "matrix", "table"]

@@ -40,6 +40,9 @@ class Pretrained:
         revision: branch, tag or commit on the hub.
         precision: float32, bf16, fp16, or auto: bf16 on a GPU, float32 on a CPU.
         compile: let torch.compile fuse each layer; pays on a GPU, after a minute.
+
+    Raises:
+        UserError: an unknown precision.
     """
 
     def __init__(
@@ -107,6 +110,9 @@ def front_end(
         hears: what goes into it, for ``input``: the model has the encoder inside.
         keep: ``statistics`` or ``frames``, see ``EncoderFeatures``; or ``input``.
         layers: as of ``EncoderFeatures``.
+
+    Raises:
+        UserError: an unknown ``keep``, or as ``EncoderFeatures``.
     """
     if keep not in KEEP:
         raise UserError(f"encoder/keep is '{keep}'{nearest(keep, KEEP)}")
@@ -121,6 +127,9 @@ class EncoderFeatures(FrontEnd):
         keep: ``statistics``: mean and standard deviation of each state over the clip's frames, [B, L, 2D];
             ``frames``: the states themselves, [B, L, T, D], or [B, T, D] of a single one.
         layers: states to keep, in rising order; None for all. Nothing above the last is computed.
+
+    Raises:
+        UserError: an unknown ``keep``, or layers that the encoder has not.
     """
 
     ending = ".pt"

@@ -106,7 +106,11 @@ class Enrolment:
         return speaker
 
     def path(self, name: str) -> Path:
-        """Return the file of a speaker."""
+        """Return the file of a speaker.
+
+        Raises:
+            UserError: a name that cannot be one of a file.
+        """
         if not NAME.fullmatch(name):
             raise UserError(f"speaker '{name}': expected letters, digits, '.', '_' and '-', at most 64 of them")
         return self.folder / f"{name}.npz"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, evaluation
 from ser.errors import UserError, nearest, some
-from ser.evaluating import commits_of, current_figures, evaluate, highest
+from ser.evaluate_run import commits_of, current_figures, evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions

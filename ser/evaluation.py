@@ -17,11 +17,11 @@ from ser.interfaces import Classifier, normalised_by_speaker
 from ser.metadata import Clip
 from ser.predictions import Predictions, write_predictions
 from ser.progress import progress as progress_bar
-from ser.reporting import title_of
 from ser.samplers import bucketed
 from ser.scoring import score
 from ser.speakers import SpeakerPool
 from ser.subgroups import COLUMNS, subgroups
+from ser.wording import title_of
 
 __all__ = ["count_scoring", "predict", "write_evaluation"]
 
@@ -104,6 +104,9 @@ def write_evaluation(
         about: protocol, tags and counts that stand beside the figures.
         clips: of the part.
         tempered: as of ``scoring.score``.
+
+    Raises:
+        UserError: no clip to score, or a folder that cannot be written.
     """
     if not predictions.clips:
         raise UserError(f"{folder}: no clip to score")

@@ -44,6 +44,9 @@ class Training:
         with_validation: train on the validation speakers, too, who then say nothing: once settings and epochs are
             fixed, with ``keep`` ``last``.
         start: name of a finished run of the same network whose weights training begins with, see ``starting``.
+
+    Raises:
+        UserError: a value out of range, or an unknown word.
     """
 
     epochs: int
@@ -85,7 +88,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run is made of; gin fills the slots, then ``training.fit`` runs on plain Python."""
+    """Everything that a run is made of; gin fills the slots, then ``training.fit`` runs on plain Python.
+
+    Raises:
+        UserError: parts that do not fit each other.
+    """
 
     augment: Augmentation
     features: Features

@@ -26,7 +26,7 @@ from ser.audio import SAMPLE_RATE
 from ser.card import model_card
 from ser.encoders import EncoderFeatures, fingerprint
 from ser.errors import UserError, first_line
-from ser.evaluating import tags_of
+from ser.evaluate_run import tags_of
 from ser.files import cannot_write, run_folder, write_bytes, write_json, write_text
 from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures

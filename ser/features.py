@@ -34,6 +34,9 @@ class Features:
         dtype: of the stored values, float16 or float32.
         copies: alterations of sound that training hears beside each clip, each from a store of its own, such as
             ``speed 0.9``; see ``copies.Altered``.
+
+    Raises:
+        UserError: an unknown type, a name that is no folder's, or sound that is to be stored.
     """
 
     def __init__(
@@ -117,7 +120,11 @@ class FeatureStore:
         self.files: dict[str, dict[str, Any]] = index["files"]
 
     def length(self, clip: Clip) -> int:
-        """Return a clip's number of frames without reading it."""
+        """Return a clip's number of frames without reading it.
+
+        Raises:
+            UserError: the clip is not in the store.
+        """
         if clip.clip not in self.files:
             raise UserError(f"{self.folder}: no features of clip '{clip.clip}'; run again: {self.command}")
         return self.files[clip.clip]["frames"]

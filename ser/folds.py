@@ -8,7 +8,7 @@ from typing import Any
 
 from ser import config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluating import commits_of, evaluated, highest, raters
+from ser.evaluate_run import commits_of, evaluated, highest, raters
 from ser.files import outputs_folder, read_json, write_text
 from ser.launching import Job, needs_processes, train_in_processes
 from ser.predictions import pool, read_predictions

@@ -24,7 +24,11 @@ def experiments_table() -> str:
 
 
 def find_experiment(experiment: str) -> Path:
-    """Return the gin file that an EXP argument names."""
+    """Return the gin file that an EXP argument names.
+
+    Raises:
+        UserError: no such experiment; the nearest name is given.
+    """
     named = PROJECT / "gin/exp" / f"{experiment}.gin"
     if named.is_file():
         return named
@@ -36,7 +40,11 @@ def find_experiment(experiment: str) -> Path:
 
 
 def find_include(name: str, where: str) -> Path:
-    """Return an included file; includes are relative to the checkout, wherever the command runs."""
+    """Return an included file; includes are relative to the checkout, wherever the command runs.
+
+    Raises:
+        UserError: no such file of gin.
+    """
     path = PROJECT / name
     if not path.is_file():
         known = (str(file.relative_to(PROJECT)) for file in (PROJECT / "gin").rglob("*.gin"))

@@ -43,6 +43,9 @@ class HubertAttn(Classifier):
             ``corpus`` or ``none`` of the pooled statistics, see ``layers.RunningNorm``. ``speaker`` is always of the
             pooled statistics: those of the frames vary within a clip far more than from one speaker to the next.
         prior: clips that the corpus weighs as much as, against those of a speaker.
+
+    Raises:
+        UserError: a size that is too small, or an encoder of another width.
     """
 
     speakers_at = "embedding"

@@ -137,6 +137,9 @@ class InputNorm(nn.Module):
             the clip's speaker where they are given, drawn towards the corpus's), ``clip`` (each clip's own mean,
             which takes the channel and the loudness out) or ``none``.
         prior: clips that the corpus weighs as much as, against those of a speaker.
+
+    Raises:
+        UserError: an unknown ``kind``.
     """
 
     def __init__(self, size: int | tuple[int, ...], kind: str = "corpus", prior: float = 1.0):
@@ -205,6 +208,9 @@ class RunningNorm(InputNorm):
         kind: ``corpus``, ``speaker`` or ``none``.
         prior: as of ``InputNorm``.
         momentum: share of the newest batch in the running statistics; more in the first steps.
+
+    Raises:
+        UserError: a ``kind`` that an embedding cannot have.
     """
 
     def __init__(self, size: int, kind: str = "corpus", prior: float = 1.0, momentum: float = 0.02):

@@ -54,6 +54,9 @@ class Loss:
             classes are not answered too rarely (https://arxiv.org/abs/2007.07314); 0 for none.
         margin: angle that AAM adds between a clip and its own class, radians.
         scale: of the cosine head's logits.
+
+    Raises:
+        UserError: an unknown loss, or a value out of range.
     """
 
     def __init__(

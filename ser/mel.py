@@ -85,6 +85,9 @@ class LogMel(FrontEnd):
         hop_ms: distance between frames, milliseconds.
         floor: power below which the logarithm is cut off, for sound in [-1, 1]. It hides the noise of the
             recording between words, which tells speakers and sessions apart but not emotions.
+
+    Raises:
+        UserError: a value that is not above 0.
     """
 
     def __init__(self, bands: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0, floor: float = 1e-5):

@@ -22,6 +22,9 @@ class AdamW:
         lr: peak learning rate.
         weight_decay: decoupled decay.
         beta1, beta2: of the running averages.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     lr: float = 1e-3
@@ -61,6 +64,9 @@ class WarmupCosine:
     Attributes:
         warmup: share of all steps that warm up.
         final: learning rate at the end, as a share of the peak.
+
+    Raises:
+        UserError: a share outside [0, 1).
     """
 
     warmup: float = 0.1

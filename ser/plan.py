@@ -8,7 +8,7 @@ them measured.
 from collections.abc import Iterator
 
 from ser.files import corpus_folder
-from ser.planning import Step
+from ser.plan_runner import Step
 
 __all__ = ["full_plan"]
 

@@ -26,6 +26,9 @@ class Protocol:
         drop: clips to leave out, such as those that are known to be odd.
         extra: other corpora all of whose clips train along, by their intended emotions: those that this corpus knows,
             and calm as neutral where it has no calm. Figures carry the tag ``extra-<corpus>``.
+
+    Raises:
+        UserError: an unknown label source, or another corpus that is named twice.
     """
 
     corpus: str
@@ -49,7 +52,11 @@ class Protocol:
 
     @cached_property
     def table(self) -> Table:
-        """The clips at hand, without those that are dropped."""
+        """The clips at hand, without those that are dropped.
+
+        Raises:
+            UserError: as ``metadata.read_table``, or clips to drop that are not at hand.
+        """
         table = read_table(self.corpus)
         unknown = set(self.drop) - {clip.clip for clip in table.clips}
         if unknown:
@@ -74,7 +81,11 @@ class Protocol:
 
     @cached_property
     def extra_clips(self) -> list[Clip]:
-        """Clips of other corpora that train along; their speakers are named after their corpus, too."""
+        """Clips of other corpora that train along; their speakers are named after their corpus, too.
+
+        Raises:
+            UserError: two corpora have clips of one name.
+        """
         clips = []
         for corpus in self.extra:
             _, mapping = shared_labels(label_set(self.corpus), label_set(corpus))

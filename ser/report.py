@@ -11,12 +11,14 @@ import numpy as np
 from ser import audio, checkpoints
 from ser.environment import revision_of, short
 from ser.errors import UserError
-from ser.evaluating import is_known
+from ser.evaluate_run import is_known
 from ser.files import read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
-from ser.reporting import (
+from ser.robustness import shown_value
+from ser.subgroups import read_subgroups
+from ser.wording import (
     TITLES,
     estimate_of,
     gap_text,
@@ -26,8 +28,6 @@ from ser.reporting import (
     title_of,
     with_interval,
 )
-from ser.robustness import shown_value
-from ser.subgroups import read_subgroups
 
 __all__ = ["report"]
 

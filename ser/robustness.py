@@ -15,7 +15,7 @@ from ser.augment_sound import Clipping, Gain
 from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
 from ser.batches import ClipReader, SoundSource
 from ser.errors import UserError
-from ser.evaluating import about_run, check_unseen, predict, tags_of
+from ser.evaluate_run import about_run, check_unseen, predict, tags_of
 from ser.evaluation import count_scoring
 from ser.extraction import stored
 from ser.features import Features, store_folder
@@ -23,10 +23,10 @@ from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
 from ser.progress import progress as progress_bar
-from ser.reporting import aligned, estimate_of
 from ser.runs import trained
 from ser.samplers import bucketed
 from ser.scoring import draws_of, interval_reason
+from ser.wording import aligned, estimate_of
 
 __all__ = ["CONDITIONS", "Distorted", "robustness", "shown_value", "table"]
 
@@ -199,7 +199,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         ``COLUMNS`` a condition, the first being the clips as they are. ``change`` of the UAR is paired over speakers.
 
     Raises:
-        UserError: as ``evaluating.evaluate``, or sound that cannot be read.
+        UserError: as ``evaluate_run.evaluate``, or sound that cannot be read.
     """
     if part == "train":
         raise UserError("part 'train': what a model was trained on is not scored; choose val or test")

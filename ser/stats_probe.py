@@ -40,6 +40,9 @@ class StatsProbe(Solvable):
         refit: solve again on training and validation parts together with the C that was chosen. Validation
             figures of the run are those before.
         dropout: on the features, in the loop.
+
+    Raises:
+        UserError: an unknown word, or a value out of range.
     """
 
     takes = "statistics"
@@ -108,7 +111,11 @@ class StatsProbe(Solvable):
         self.head.bias[known] = torch.from_numpy(intercepts).to(self.head.bias)
 
     def scaling(self, x: np.ndarray, batch: Batch) -> np.ndarray:
-        """Return ``within_class_scaling`` of a batch's features; that of the last batch is kept for other strengths."""
+        """Return ``within_class_scaling`` of a batch's features; that of the last batch is kept for other strengths.
+
+        Raises:
+            UserError: clips whose speakers are unknown.
+        """
         if self.scaled is None or self.scaled[0] is not batch:
             speakers = [clip.speaker for clip in batch.clips]
             if "" in speakers:

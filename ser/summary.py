@@ -12,8 +12,8 @@ from ser import metrics, stats
 from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
-from ser.reporting import aligned, estimate, estimate_of, title_of
 from ser.scoring import draws_of, sums_of
+from ser.wording import aligned, estimate, estimate_of, title_of
 
 __all__ = ["COLUMNS", "cells", "collect", "scorings", "seeds_table", "table", "write"]
 

@@ -36,6 +36,9 @@ class Tracking:
             ``off``.
         project: of W&B; ``ser`` gives way to the variable ``WANDB_PROJECT``.
         every: steps between two lines of the log.
+
+    Raises:
+        UserError: an unknown mode, or ``every`` below 1.
     """
 
     wandb: str = "auto"

@@ -28,6 +28,9 @@ class WhisperPrompt(Classifier):
         dropout: on the pooled statistics and the inner layer.
         normalisation: of the pooled statistics: ``corpus``, ``speaker`` or ``none``, see ``layers.RunningNorm``.
         prior: clips that the corpus weighs as much as, against those of a speaker.
+
+    Raises:
+        UserError: an unknown way to combine the layers.
     """
 
     speakers_at = "embedding"

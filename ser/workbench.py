@@ -20,10 +20,10 @@ from ser.losses import class_weights
 from ser.metadata import Clip
 from ser.optim import EMA
 from ser.predictions import Predictions
-from ser.reporting import missing_text
 from ser.samplers import shuffled
 from ser.speakers import Memory
 from ser.starting import begin_with, read_start
+from ser.wording import missing_text
 
 __all__ = ["Setup", "describe", "set_up"]
 

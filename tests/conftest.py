@@ -37,9 +37,9 @@ def _no_lazy_modules():
 LONGEST = (
     "test_exporting", "test_processes", "test_after_training", "test_extraction", "test_training", "test_runs",
     "test_encoder_runs", "test_encoders", "test_ablating", "test_crashing", "test_packaging", "test_justfile",
-    "test_tracking", "test_starting", "test_planning", "test_downloading", "test_stats_probe", "test_custom",
+    "test_tracking", "test_starting", "test_plan_runner", "test_downloading", "test_stats_probe", "test_custom",
 )  # fmt: skip
-DELIVERED = ("test_exporting", "test_inference", "test_predicting", "test_publishing", "test_card")
+DELIVERED = ("test_exporting", "test_inference", "test_predict_command", "test_publishing", "test_card")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -147,7 +147,7 @@ def sources(tmp_path_factory) -> dict:
 def delivered(prepared, tmp_path_factory) -> Path:
     """Return a home with a small run that normalises by speaker, scored on validation and exported."""
     from ser import config, exporting, parity, runs
-    from ser.evaluating import evaluate
+    from ser.evaluate_run import evaluate
 
     home = tmp_path_factory.mktemp("delivered")
     (home / "data").symlink_to(prepared / "data")

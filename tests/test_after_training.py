@@ -15,7 +15,7 @@ from conftest import StopAfter, command, one_error_line
 from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs, training
 from ser.batches import SoundSource, open_source
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.files import read_json, write_json
 from ser.folds import cross_validate
 from ser.metadata import read_table

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from ser import card, config, reporting, runs
+from ser import card, config, runs, wording
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def test_it_says_protocol_figures_limits_and_how_to_cite(text, delivered, monkey
 
 def test_licences_of_the_corpora_are_those_of_their_readmes():
     for corpus in ("ravdess", "crema_d", "emodb"):
-        said = reporting.corpus_says(corpus, "Licence:") or reporting.corpus_says(corpus, "Terms:")
+        said = wording.corpus_says(corpus, "Licence:") or wording.corpus_says(corpus, "Terms:")
         assert said
         assert said in (PROJECT / f"data/{corpus}/README.md").read_text()
-        assert said in reporting.licence_of(corpus)
-    assert "NC-SA" in reporting.corpus_says("ravdess", "Licence:")
-    assert reporting.licence_of("custom") == "custom: licence not known here; ask who made the recordings"
+        assert said in wording.licence_of(corpus)
+    assert "NC-SA" in wording.corpus_says("ravdess", "Licence:")
+    assert wording.licence_of("custom") == "custom: licence not known here; ask who made the recordings"
 
 
 def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivered, tmp_path, monkeypatch):

@@ -13,12 +13,12 @@ from conftest import command, one_error_line
 from corpus_factory import synthetic_sound
 from encoder_factory import instead
 
-from ser import audio, cli, config, reporting, runs, verify
+from ser import audio, cli, config, runs, verify, wording
 from ser.corpora import corpus, emodb_left_out, parse_emodb
 from ser.crossing import cross
 from ser.custom import read_clips
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.files import read_json
 
 SMALL = [
@@ -87,7 +87,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path, run_here):
     folder, metrics = evaluate("last", progress=False)
     assert metrics["speaker_independent"] is False
     assert metrics["tags"] == ["speakers-unknown"]
-    assert "[speakers-unknown]" in reporting.evaluation(folder, metrics).splitlines()[0]
+    assert "[speakers-unknown]" in wording.evaluation(folder, metrics).splitlines()[0]
     assert metrics["ci95"]["uar"] is None
     assert metrics["ci95_reason"] == "the speakers are unknown"
 

@@ -39,7 +39,7 @@ def options(recipe: str) -> str:
     tools = re.findall(r"tools \}\}/(\w+\.py)", recipes()[recipe][1])
     sources = [PROJECT / "tools" / tool for tool in tools if tool != "launch.py"]
     if "/ser' predict" in recipes()[recipe][1]:
-        sources = [PROJECT / "ser/predicting.py"]
+        sources = [PROJECT / "ser/predict_command.py"]
     return "".join(path.read_text() for path in [*sources, PROJECT / "ser/arguments.py"] if sources)
 
 
@@ -106,7 +106,7 @@ def fault(words: list[str]) -> str:
     if gone:
         return f"no {gone[0]}"
     if program == "ser":
-        source = "".join((PROJECT / "ser" / name).read_text() for name in ("cli.py", "predicting.py"))
+        source = "".join((PROJECT / "ser" / name).read_text() for name in ("cli.py", "predict_command.py"))
         known = re.findall(r"add_parser\(\s*\"(\w+)\"", source)
         return "" if words[1] in known else f"no command '{words[1]}' of ser"
     return fault_of_recipe(words[1:]) if program == "just" else ""

@@ -9,7 +9,7 @@ from conftest import StopAfter, command, one_error_line
 from ser import checkpoints, config, runs, training
 from ser.crossing import cross
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.extraction import extract
 from ser.files import read_csv
 from ser.metadata import read_table

@@ -41,6 +41,32 @@ def test_a_room_imports_only_rooms_above_it(room):
     assert not imported(room) & below
 
 
+def refuses(*functions: ast.AST) -> bool:
+    """Say whether some of the functions raise a ``UserError`` of their own."""
+    raised = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Raise)]
+    return any("UserError" in ast.unparse(node) for node in raised)
+
+
+def undocumented(name: str, node: ast.AST) -> list[str]:
+    """Return what of a public class or function refuses a user's input and does not say so."""
+    told = re.compile("rais", re.IGNORECASE)
+    if not isinstance(node, ast.ClassDef):
+        return [name] if refuses(node) and not told.search(ast.get_docstring(node) or "") else []
+    functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    making = [part for part in functions if part.name in ("__init__", "__post_init__")]
+    own = [name] if refuses(*making) and not told.search(ast.get_docstring(node) or "") else []
+    public = [part for part in functions if not part.name.startswith("_")]
+    return own + [label for part in public for label in undocumented(f"{name}.{part.name}", part)]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_say_what_they_refuse(room):
+    public = set(getattr(import_module(f"ser.{room}"), "__all__", ()))
+    tree = ast.parse((PROJECT / "ser" / f"{room}.py").read_text())
+    named = {getattr(node, "name", ""): node for node in tree.body}
+    assert not [label for name in sorted(public & named.keys()) for label in undocumented(name, named[name])]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_files_stay_small(room):
     assert len((PROJECT / "ser" / f"{room}.py").read_text().splitlines()) <= 450
@@ -120,8 +146,8 @@ IN_PARTS = {  # the rooms and functions that open a file to write it other than 
     ("exporting", "pt2"): "in a folder that gets its name once it is whole",
     ("fetching", "receive"): "a .part file, which gets its name once it is whole",
     ("launching", "opened"): "the log of a training",
-    ("planning", "advance"): "the log of a step",
-    ("planning", "execute"): "the log of a step",
+    ("plan_runner", "advance"): "the log of a step",
+    ("plan_runner", "execute"): "the log of a step",
 }
 WRITERS = {  # functions that write what they are given: where among their arguments the file or its path stands
     "np.save": 0, "np.savetxt": 0, "np.savez": 0, "np.savez_compressed": 0, "soundfile.write": 0, "torch.save": 1,

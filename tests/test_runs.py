@@ -18,7 +18,7 @@ from ser import calibration, checkpoints, config, evaluation, folds, launching, 
 from ser.batches import ClipReader
 from ser.crossing import cross
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.metadata import read_table

@@ -7,7 +7,7 @@ from conftest import StopAfter
 from ser import checkpoints, config, runs, starting, training
 from ser.crossing import cross
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.files import run_folder
 from ser.folds import cross_validate
 from ser.workbench import set_up

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from ser import checkpoints, config, exporting, runs, stats_probe
 from ser.batches import Batch
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.layers import Speakers
 from ser.losses import class_weights
 from ser.protocol import Protocol

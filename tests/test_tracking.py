@@ -12,8 +12,8 @@ from wandb_server import wandb_server
 from ser.audio import SOUND_SUFFIXES
 from ser.environment import commits, environment, short
 from ser.errors import UserError
-from ser.reporting import commits_text
 from ser.tracking import Tracker, Tracking, read_log, wandb_mode
+from ser.wording import commits_text
 
 
 def test_lines_are_read_back_and_a_cut_one_is_left_out(tmp_path):

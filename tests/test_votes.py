@@ -13,7 +13,7 @@ from corpus_factory import prepare_corpus
 from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
 from ser.errors import UserError
-from ser.evaluating import evaluate
+from ser.evaluate_run import evaluate
 from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table

@@ -6,9 +6,9 @@ from conftest import StopAfter
 
 from ser import checkpoints, config, runs, training
 from ser.errors import UserError
-from ser.evaluating import evaluate
-from ser.reporting import evaluation
+from ser.evaluate_run import evaluate
 from ser.tracking import read_log
+from ser.wording import evaluation
 
 SMALL = ["track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 2", "train/crop_seconds = 0.5"]
 BOTH = [*SMALL, "train/with_validation = True", "train/keep = 'last'"]

@@ -13,7 +13,7 @@ def main() -> None:
     add_raw(parser)
     arguments = parser.parse_args()
 
-    from ser import corpora, metadata, preparing, reporting, votes
+    from ser import corpora, metadata, preparing, votes, wording
 
     corpus = corpora.corpus(arguments.corpus)
     raw = arguments.raw or metadata.raw_folder(corpus.name)
@@ -24,7 +24,7 @@ def main() -> None:
     speakers = len({clip.speaker for clip in clips} - {""})
     unknown = sum(not clip.speaker for clip in clips)
     hours = sum(clip.seconds for clip in clips) / 3600
-    print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{reporting.missing_text(missing)}")
+    print(f"{path}: {len(clips)} clips, {speakers} speakers, {hours:.2f} h{wording.missing_text(missing)}")
     if unknown:
         print(f"  {unknown} clips without a speaker: one person may be in several parts, and every figure is tagged")
     if rated:

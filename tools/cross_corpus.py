@@ -20,11 +20,11 @@ def main() -> None:
     if arguments.run is not None and not arguments.corpus:
         raise UserError("a corpus is missing: just cross RUN CORPUS, or just cross alone for every run on every other")
 
-    from ser import crossing, reporting
+    from ser import crossing, wording
 
     if arguments.run is not None:
         scored = crossing.cross(arguments.run, arguments.corpus, arguments.calm, arguments.adapt)
-        print(reporting.evaluation(*scored))
+        print(wording.evaluation(*scored))
     else:
         print(crossing.table(*crossing.matrix(arguments.calm)))
 

@@ -14,12 +14,12 @@ def main() -> int | None:
     parser.add_argument("--gpus", type=int, default=1, help="processes that share each training")
     arguments = parser.parse_args()
 
-    from ser import folds, reporting
+    from ser import folds, wording
 
     done = folds.cross_validate(arguments.experiment, arguments.overrides, jobs=arguments.jobs, gpus=arguments.gpus)
     if isinstance(done, int):
         return done
-    print(reporting.evaluation(*done))
+    print(wording.evaluation(*done))
     return None
 
 

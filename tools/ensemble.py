@@ -14,10 +14,10 @@ def main() -> None:
     parser.add_argument("--weights", default="uniform", help="uniform, or fitted on validation")
     arguments = parser.parse_args()
 
-    from ser import ensembles, reporting
+    from ser import ensembles, wording
 
     scored = ensembles.ensemble(arguments.runs, arguments.part, arguments.average, arguments.weights)
-    print(reporting.evaluation(*scored))
+    print(wording.evaluation(*scored))
     for run, weight in scored[1]["members"].items():
         print(f"  {weight:.3f}  {run}")
 

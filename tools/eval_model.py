@@ -16,12 +16,12 @@ def main() -> None:
     parser.add_argument("--seen", action="store_true", help="also speakers that the model was trained on: tagged")
     arguments = parser.parse_args()
 
-    from ser import evaluating, reporting
+    from ser import evaluate_run, wording
 
-    scored = evaluating.evaluate(
+    scored = evaluate_run.evaluate(
         arguments.run, arguments.part, arguments.labels, arguments.speaker_clips, seen=arguments.seen
     )
-    print(reporting.evaluation(*scored))
+    print(wording.evaluation(*scored))
 
 
 if __name__ == "__main__":

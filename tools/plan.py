@@ -22,19 +22,19 @@ def main() -> int | None:
     if os.environ.get("raw"):  # noqa: SIM112 - as the Justfile calls it
         raise UserError("raw is the folder of one corpus; first: just raw=PATH prepare ravdess, and so for crema_d")
 
-    from ser import plan, planning, rehearsal
+    from ser import plan, plan_runner, rehearsal
     from ser.files import outputs_folder
 
-    options = planning.Options(arguments.gpus, arguments.jobs, arguments.allow_missing)
+    options = plan_runner.Options(arguments.gpus, arguments.jobs, arguments.allow_missing)
     if arguments.rehearse:
         home = outputs_folder() / "rehearsal"
         os.environ["SER_HOME"] = str(home)
-        options = planning.Options(allow_missing=True, extra=rehearsal.overrides)
+        options = plan_runner.Options(allow_missing=True, extra=rehearsal.overrides)
     steps = plan.full_plan()
     if not any(step.name.startswith(arguments.only) for step in steps):
         raise UserError(f"--only {arguments.only}: no step's name begins so; see them all: just plan --list")
     if arguments.list:
-        print(planning.table(steps, options, arguments.only))
+        print(plan_runner.table(steps, options, arguments.only))
         return None
     if not arguments.rehearse and not arguments.cpu:
         import torch
@@ -43,9 +43,9 @@ def main() -> int | None:
             raise UserError("no GPU that torch can use; see: just doctor, or go on all the same: just plan --cpu")
     just = [arguments.just, "--justfile", arguments.justfile]
     if not arguments.rehearse:
-        return planning.carry_out(steps, just, options, arguments.only)
+        return plan_runner.carry_out(steps, just, options, arguments.only)
     rehearsal.prepare(home)
-    status = planning.carry_out(plan.full_plan(), just, options, arguments.only)
+    status = plan_runner.carry_out(plan.full_plan(), just, options, arguments.only)
     if not status and not arguments.only:  # some steps alone can be followed by others
         rehearsal.close(home)
     return status

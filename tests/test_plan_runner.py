@@ -12,11 +12,11 @@ import time
 import pytest
 from conftest import PROJECT, command, one_error_line
 
-from ser import config, plan, planning, rehearsal
+from ser import config, plan, plan_runner, rehearsal
 from ser.corpora import parse_crema_d
 from ser.encoders import Pretrained
 from ser.errors import UserError
-from ser.planning import Options, Step, carry_out
+from ser.plan_runner import Options, Step, carry_out
 from ser.votes import plurality, read_votes
 
 JUST = """#!/bin/bash
@@ -157,7 +157,7 @@ def test_a_command_that_leaves_no_run_behind_has_failed(just, tmp_path, capsys):
 
 
 def test_while_a_command_of_a_killed_plan_runs_no_other_begins(just, tmp_path):
-    code = f"from ser.planning import Step, carry_out; carry_out([Step('b', ('sleep',), 1, 1)], {just!r})"
+    code = f"from ser.plan_runner import Step, carry_out; carry_out([Step('b', ('sleep',), 1, 1)], {just!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.DEVNULL)
     wait_for(tmp_path, "sleep")
     process.kill()
@@ -192,7 +192,7 @@ def wait_for(folder, word: str) -> None:
 
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(just, tmp_path):
     code = (
-        "from ser.planning import Step, carry_out; import sys\n"
+        "from ser.plan_runner import Step, carry_out; import sys\n"
         f"sys.exit(carry_out([Step('a', ('summary',), 1, 1), Step('b', ('sleep',), 1, 1)], {just!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
@@ -234,14 +234,16 @@ def words_of_the_full_plan() -> list[list[str]]:
 
 
 def test_the_full_plan_is_in_order_and_its_recipes_exist():
-    planning.check(plan.full_plan())
+    plan_runner.check(plan.full_plan())
     listed = (PROJECT / "Justfile").read_text()
     for words in words_of_the_full_plan():
         recipe = next(word for word in words if "=" not in word)
         assert re.search(rf"^{re.escape(recipe)}[ :]", listed, re.MULTILINE), recipe
 
 
-@pytest.mark.parametrize("words", [w for w in words_of_the_full_plan() if w[0] in planning.GIN_RECIPES], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [words for words in words_of_the_full_plan() if words[0] in plan_runner.GIN_RECIPES], ids=" ".join
+)
 def test_the_full_plans_settings_are_right_also_when_rehearsed(words):
     for more in ([], rehearsal.overrides(words)):
         if words[0] in ("train", "cv"):
