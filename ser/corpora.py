@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from ser import demo
-from ser.errors import UserError, nearest
 from ser.files import PROJECT, read_csv
+from ser.labels import label_set
 
 __all__ = ["CORPORA", "Corpus", "Official", "corpus", "demographics"]
 
@@ -250,8 +250,7 @@ def corpus(name: str) -> Corpus:
     Raises:
         UserError: no such corpus; the nearest name is given.
     """
-    if name not in CORPORA:
-        raise UserError(f"corpus '{name}' is unknown{nearest(name, CORPORA)}")
+    label_set(name)
     return CORPORA[name]
 
 

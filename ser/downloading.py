@@ -16,16 +16,21 @@ __all__ = ["Source", "download", "source", "trouble"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus comes from and on which terms; ``clips`` sound files are in it, ``.zip`` items get unpacked."""
+    """Where a corpus comes from; ``clips`` sound files are in it, ``.zip`` items get unpacked.
+
+    Its licence, and how to cite it, stand in ``data/<corpus>/README.md``.
+    """
 
     corpus: str
-    title: str
     page: str
     clips: int
     items: Callable[[], list[Item]]
-    licence: str
     terms: str  # what may not be done
-    citation: str
+
+    @property
+    def title(self) -> str:
+        """The name of the corpus."""
+        return corpora.corpus(self.corpus).title
 
 
 def crema_d_items() -> list[Item]:
@@ -48,22 +53,16 @@ SOURCES = {
     entry.corpus: entry
     for entry in (
         Source(
-            "crema_d", "CREMA-D", "https://github.com/CheyneyComputerScience/CREMA-D", 7442, crema_d_items,
-            "Open Database License 1.0 (database), Database Contents License 1.0 (contents)",
+            "crema_d", "https://github.com/CheyneyComputerScience/CREMA-D", 7442, crema_d_items,
             "no public use without naming the source; databases made from it stay under the same licence",
-            "H. Cao et al. (2014), IEEE Trans. Affective Computing 5(4), https://doi.org/10.1109/TAFFC.2014.2336244",
         ),
         Source(
-            "ravdess", "RAVDESS speech", "https://zenodo.org/records/1188976", 1440, lambda: [RAVDESS_ARCHIVE],
-            "CC BY-NC-SA 4.0",
+            "ravdess", "https://zenodo.org/records/1188976", 1440, lambda: [RAVDESS_ARCHIVE],
             "no commercial use; no passing on without credit, nor of adaptations under another licence",
-            "Livingstone & Russo (2018), PLoS ONE 13(5): e0196391, https://doi.org/10.1371/journal.pone.0196391",
         ),
         Source(
-            "emodb", "EmoDB", "http://emodb.bilderbar.info", 535, lambda: [EMODB_ARCHIVE],
-            "free for research",
+            "emodb", "http://emodb.bilderbar.info", 535, lambda: [EMODB_ARCHIVE],
             "no publication without the citation; ask its authors before any use but research",
-            "F. Burkhardt et al. (2005), A Database of German Emotional Speech, Proc. Interspeech 2005",
         ),
     )
 }  # fmt: skip
