@@ -14,7 +14,19 @@ import numpy as np
 from ser.errors import UserError
 from ser.files import write_atomically
 
-__all__ = ["SAMPLE_RATE", "SHORTEST", "SOUND_SUFFIXES", "SoundInfo", "header", "inspect", "read", "windows", "write"]
+__all__ = [
+    "LFS_MAGIC",
+    "SAMPLE_RATE",
+    "SHORTEST",
+    "SOUND_SUFFIXES",
+    "SoundInfo",
+    "header",
+    "inspect",
+    "read",
+    "to_mono_16k",
+    "windows",
+    "write",
+]
 
 SAMPLE_RATE = 16_000  # Hz; every model of the house hears this rate
 SHORTEST = 0.05  # seconds; less sound than this holds no frame that a model could use

@@ -13,7 +13,7 @@ from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
 
-__all__ = ["Clipping", "Gain", "Pitch", "Polarity", "Shift", "Speed"]
+__all__ = ["Clipping", "Gain", "Pitch", "Polarity", "Shift", "Speed", "is_hundredths"]
 
 
 class Gain(Operation):

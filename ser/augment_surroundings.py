@@ -15,7 +15,7 @@ from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
 
-__all__ = ["BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb"]
+__all__ = ["BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb", "with_noise"]
 
 TAPS = 1024  # length of filters, samples
 BLOCK = 8192  # samples that are filtered at once

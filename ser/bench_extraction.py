@@ -21,7 +21,7 @@ import numpy as np
 from ser import audio
 from ser.measuring import Row, compare, limited
 
-__all__ = ["extraction"]
+__all__ = ["LARGE", "extraction", "make_encoders"]
 
 CLIPS = 16
 # Mean and standard deviation of the lengths, shortest and longest, seconds.

@@ -13,7 +13,7 @@ from ser.errors import UserError, some
 from ser.files import write_bytes
 from ser.optim import kept
 
-__all__ = ["BEST", "LAST", "check", "identity", "is_finished", "is_of", "load", "restore", "same", "save"]
+__all__ = ["BEST", "FORMAT", "LAST", "check", "identity", "is_finished", "is_of", "load", "restore", "same", "save"]
 
 BEST, LAST = "checkpoints/best.pt", "checkpoints/last.pt"  # in a run's folder
 

@@ -11,7 +11,7 @@ from ser import demo
 from ser.files import PROJECT, read_csv
 from ser.labels import label_set
 
-__all__ = ["CORPORA", "Corpus", "Official", "corpus", "demographics"]
+__all__ = ["CORPORA", "Corpus", "Fields", "Official", "corpus", "crema_d_official", "demographics"]
 
 Fields = dict[str, str]  # the fields of metadata.Clip that a file name tells
 

@@ -19,7 +19,7 @@ from ser.files import data_folder
 from ser.interfaces import Classifier
 from ser.layers import CosineHead, InputNorm, Speakers, attended_mean_std, clip_mask, masked_mean_std, pad_reflect
 
-__all__ = ["EcapaTdnn"]
+__all__ = ["EcapaTdnn", "attentive_statistics"]
 
 HEADS = ("linear", "cosine")
 SPEAKER_FILE = "embedding_model.ckpt"  # of SpeechBrain's pretrained speaker models

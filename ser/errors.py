@@ -7,7 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-__all__ = ["UserError", "closest", "first_line", "nearest", "some", "tool"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_REQUEUE",
+    "EXIT_USER",
+    "UserError",
+    "closest",
+    "first_line",
+    "nearest",
+    "some",
+    "tool",
+]
 
 EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect

@@ -28,7 +28,7 @@ from ser.metadata import Clip, Table
 from ser.progress import progress as progress_bar
 from ser.samplers import bucketed, map_ahead, prefetch
 
-__all__ = ["extract"]
+__all__ = ["decoded", "extract", "plan", "stored"]
 
 PACKAGES = ("torch", "torchaudio", "transformers", "soundfile")
 MADE_WITH = "made_with.json"

@@ -19,7 +19,7 @@ from ser.files import corpus_folder, read_json
 from ser.interfaces import FrontEnd
 from ser.metadata import Clip, Table
 
-__all__ = ["FeatureStore", "Features", "mark_of"]
+__all__ = ["FeatureStore", "Features", "check_spec", "mark_of", "store_folder"]
 
 DTYPES = ("float16", "float32")
 

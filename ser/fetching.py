@@ -24,7 +24,7 @@ from ser.errors import UserError
 from ser.files import NO_SPACE
 from ser.progress import progress as progress_bar
 
-__all__ = ["Item", "Outcome", "disk_trouble", "fetch"]
+__all__ = ["LARGEST", "Item", "Outcome", "disk_trouble", "fetch"]
 
 TRIES = 5  # requests in a row that bring nothing new, before a file counts as failed
 WRONG = 3  # whole files that are not what they should be, before the file counts as failed

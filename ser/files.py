@@ -20,6 +20,7 @@ __all__ = [
     "cannot_write",
     "corpus_folder",
     "data_folder",
+    "home",
     "locked",
     "outputs_folder",
     "read_csv",

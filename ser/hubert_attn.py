@@ -24,7 +24,7 @@ from ser.layers import (
     masked_mean_std,
 )
 
-__all__ = ["HubertAttn"]
+__all__ = ["HubertAttn", "recurrent"]
 
 
 class HubertAttn(Classifier):

@@ -11,7 +11,17 @@ from ser.errors import UserError, nearest, some
 from ser.files import corpus_folder, read_csv, read_json, write_csv, write_json
 from ser.labels import label_set
 
-__all__ = ["COLUMNS", "Clip", "Table", "metadata_path", "raw_folder", "read_table", "remember_raw", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "Clip",
+    "Table",
+    "metadata_path",
+    "prepare_command",
+    "raw_folder",
+    "read_table",
+    "remember_raw",
+    "write_table",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ser.pipeline import Pipeline
 from ser.progress import progress as progress_bar
 from ser.runs import Trained
 
-__all__ = ["Answers", "Wanted", "answers_of", "compare", "variant_figures"]
+__all__ = ["Answers", "Wanted", "answers_of", "compare", "compare_known", "variant_figures"]
 
 Answers = Callable[[Tensor, Tensor], Tensor]  # sound [B, N] and lengths [B] to probabilities [B, C]
 

@@ -23,7 +23,7 @@ from ser.scoring import score
 from ser.stats import columns
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
-__all__ = ["probe", "table"]
+__all__ = ["check_layers", "probe", "table"]
 
 FOLDS = 5
 WIDE = 20_000  # features of a clip from which a fit takes gigabytes

@@ -14,7 +14,7 @@ from ser.corpora import corpus as corpus_named
 from ser.errors import UserError, nearest
 from ser.splits import PARTS, UNUSED, Split, published, schemes
 
-__all__ = ["make_split", "official_clips"]
+__all__ = ["FEWEST", "make_split", "official_clips"]
 
 FEWEST = 3  # speakers that a scheme needs
 MANY = 10_000  # speakers above which a twentieth of the seeds is tried

@@ -14,7 +14,20 @@ from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
 from ser.metadata import Clip
 
-__all__ = ["PARTS", "Split", "check_leaks", "parts_of", "read_split", "schemes", "select", "write_split"]
+__all__ = [
+    "PARTS",
+    "UNUSED",
+    "Split",
+    "check_leaks",
+    "parts_of",
+    "published",
+    "read_split",
+    "schemes",
+    "select",
+    "split_path",
+    "summary",
+    "write_split",
+]
 
 PARTS = ("train", "val", "test")
 UNUSED = "unused"  # part of the clips that a scheme leaves out

@@ -15,7 +15,7 @@ from ser.errors import UserError, nearest
 from ser.interfaces import Solvable
 from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, Speakers
 
-__all__ = ["StatsProbe"]
+__all__ = ["NEVER", "StatsProbe", "logistic_regression"]
 
 SOLVERS = ("closed_form", "loop")
 NEVER = -30.0  # logit of a class that training has not met

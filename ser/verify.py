@@ -15,7 +15,7 @@ from ser.errors import UserError, some
 from ser.progress import cores
 from ser.progress import progress as progress_bar
 
-__all__ = ["Found", "Report", "check", "find_sound", "table"]
+__all__ = ["Found", "Report", "check", "find_sound", "foreign_clips", "missing_clips", "table"]
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".flv", ".mov", ".mkv")
 SILENT = 1e-4  # peak, relative to full scale: -80 dB

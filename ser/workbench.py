@@ -25,7 +25,7 @@ from ser.speakers import Memory
 from ser.starting import begin_with, read_start
 from ser.wording import missing_text
 
-__all__ = ["Setup", "describe", "set_up"]
+__all__ = ["Setup", "describe", "fit_input_norm", "set_up"]
 
 
 @dataclass(frozen=True)

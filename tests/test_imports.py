@@ -41,6 +41,26 @@ def test_a_room_imports_only_rooms_above_it(room):
     assert not imported(room) & below
 
 
+def used_elsewhere() -> Iterator[tuple[str, str, str]]:
+    """Yield file, room and name of what a file of ours takes from a room."""
+    for path in [*(PROJECT / "ser").glob("*.py"), *(PROJECT / "tools").glob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        whole = {}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ser."):
+                yield from ((path.name, node.module.removeprefix("ser."), alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module == "ser":
+                whole |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in ROOMS}
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
+                yield path.name, whole[node.value.id], node.attr
+
+
+def test_what_another_room_uses_is_public():
+    public = {room: set(getattr(import_module(f"ser.{room}"), "__all__", ())) for room in ROOMS}
+    assert not {use for use in used_elsewhere() if public[use[1]] and use[2] not in public[use[1]] | {"__all__"}}
+
+
 def refuses(*functions: ast.AST) -> bool:
     """Say whether some of the functions raise a ``UserError`` of their own."""
     raised = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Raise)]
