@@ -247,7 +247,7 @@ robustness RUN *OPTIONS: _install
 report RUN *OPTIONS: _install
     @'{{ python }}' '{{ tools }}/report.py' {{ heard }} "$@"
 
-# outputs/summary.csv: a line for every evaluation
+# outputs/summary.csv, .md, .tex: a line for every evaluation
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]

@@ -1,4 +1,4 @@
-"""``outputs/summary.csv`` and ``.md``: a line for every evaluation of every run, and what seeds make of a figure."""
+"""``outputs/summary.csv``, ``.md``, ``.tex``: a line for every evaluation of every run, and what seeds make of it."""
 
 import statistics
 import sys
@@ -54,15 +54,16 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def write() -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Write ``outputs/summary.csv`` and ``summary.md``; return the first's path, its rows, and those over seeds.
+    """Write ``outputs/summary.csv``, ``.md`` and ``.tex``; return the first's path, its rows, and those over seeds.
 
-    Both are made anew from what lies on disk and take their place whole, so that several may write at once.
+    All are made anew from what lies on disk and take their place whole, so that several may write at once.
     """
     path = outputs_folder() / "summary.csv"
     rows = collect(outputs_folder())
     seeds = over_seeds(outputs_folder(), rows)
     write_csv(path, COLUMNS, [{column: csv_cell(value) for column, value in row.items()} for row in rows])
     write_text(path.with_suffix(".md"), markdown(rows, seeds))
+    write_text(path.with_suffix(".tex"), latex(rows))
     return path, rows, seeds
 
 
@@ -146,6 +147,21 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) ->
     note = "Intervals: 95 %, resampling speakers.\n" + "".join(f"\n{line}\n" for line in scorings(rows))
     more = f"\n## Over seeds\n\n{lined(seeds_table(seeds))}" if seeds else ""
     return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
+
+
+def latex(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the figures as a table for a paper, which needs the package booktabs."""
+    special = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
+    header = ("run", "scored on", "UAR", "WA", "macro-F1", "tags")
+    texts = [
+        (row["run"], title_of(row), *(estimate_of(row, name) for name in ("uar", "wa", "macro_f1")), row["tags"])
+        for row in rows
+    ]
+    lines = [" & ".join(cell.translate(special) for cell in line) + r" \\" for line in (header, *texts)]
+    return "\n".join([
+        "% 95 % intervals, resampling speakers; \\usepackage{booktabs}", r"\begin{tabular}{llrrrl}", r"\toprule",
+        lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip
 
 
 def csv_cell(value: Any) -> Any:

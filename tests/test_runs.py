@@ -358,6 +358,10 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     path, rows, seeds = summary.write()
     assert seeds == []
     assert "# Evaluations" in path.with_suffix(".md").read_text()
+    (tex,) = [line for line in path.with_suffix(".tex").read_text().splitlines() if "emobox6 fold 1, test part" in line]
+    assert tex.startswith(run.folder.name.replace("_", r"\_") + " & ravdess")
+    assert tex.endswith(r"\\")
+    assert tex.count("&") == 5
     read = list(csv.DictReader(path.open()))
     assert len(rows) == len(read) == 3
     assert tuple(read[0]) == summary.COLUMNS

@@ -1,4 +1,4 @@
-"""Phase 7: write outputs/summary.csv and summary.md, a line for every evaluation, and print it as a table."""
+"""Phase 7: write outputs/summary.csv, .md and .tex, a line for every evaluation, and print it as a table."""
 
 import argparse
 
@@ -16,7 +16,7 @@ def main() -> None:
     if seeds:
         print("\n" + summary.table(summary.seeds_table(seeds)))
     print("".join(f"\n{line}" for line in summary.scorings(rows)))
-    print(f"{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}")
+    print(f"{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}\n{path.with_suffix('.tex')}")
 
 
 if __name__ == "__main__":
