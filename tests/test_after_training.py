@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,10 +31,26 @@ SMALL = [
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+TRAINED: dict[str, Path] = {}  # a copy of each run that was trained here, by its name
+
+
 def train(name="demo_ecapa", *overrides):
+    """Train a run in this test's home, or bring it there: its name is that of its settings."""
     experiment, run = runs.create(config.load(name, [*SMALL, *overrides]))
-    assert runs.train(experiment, run, progress=False) == 0
+    if kept := TRAINED.get(run.folder.name):
+        shutil.copytree(kept, run.folder)
+        runs.remember(run)
+    else:
+        assert runs.train(experiment, run, progress=False) == 0
+        TRAINED[run.folder.name] = shutil.copytree(run.folder, Path(tempfile.mkdtemp()) / run.folder.name)
     return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _copies_are_removed():
+    yield
+    for folder in TRAINED.values():
+        shutil.rmtree(folder.parent)
 
 
 # Worse recordings

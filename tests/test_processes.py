@@ -17,7 +17,7 @@ from ser import checkpoints, config, runs
 from ser.errors import UserError
 from ser.launching import run_in_processes
 
-DROPOUT = ("hubert_attn.HubertAttn.dropout = 0.2", "Tracking.every = 1", "train/epochs = 12")
+DROPOUT = ("hubert_attn.HubertAttn.dropout = 0.2", "Tracking.every = 1", "train/epochs = 8")
 LONG = ("Tracking.every = 1", "train/epochs = 300", "train/patience = 300")
 GIN = """include 'gin/base.gin'
 include 'gin/data/demo.gin'
@@ -228,7 +228,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 def test_another_number_of_processes_is_refused(experiment, trained_home):
     process = train(2, experiment, *LONG)
-    wait_for_step(trained_home, 20)
+    wait_for_step(trained_home, 3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
