@@ -54,7 +54,7 @@ setup(
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ruff>=0.6",
             "s3fs>=2025.1",
             "setuptools>=70",

@@ -11,7 +11,7 @@ signal    mel, augment, augment_sound, augment_surroundings, augment_features, c
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
-scoring   predictions, scoring, subgroups, wording
+scoring   predictions, scoring, scorings, subgroups, wording
 learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
 after     augment_demo, probing, summary
 door      config, runs, evaluate_run, crossing, comparing, launching, folds, ablating, ensembles, robustness, report

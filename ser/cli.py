@@ -33,8 +33,9 @@ def doctor() -> str:
     lines.append("devices")
     lines.append(f"  CPU: {torch.get_num_threads()} threads")
     seen = torch.cuda.device_count()
-    if seen and not torch.cuda.is_available():  # its driver is too old
-        lines.append(f"  {seen} GPU that torch cannot use: its CUDA {torch.version.cuda} needs a newer driver")
+    if seen and not torch.cuda.is_available():
+        why = f"most often, its CUDA {torch.version.cuda} needs a newer driver"
+        lines.append(f"  {seen} GPU that torch cannot use: {why}; see: python -c 'import torch; torch.cuda.init()'")
         seen = 0
     for index in range(seen):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ser import checkpoints, evaluation, plots
+from ser import checkpoints, evaluation, plots, scorings
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
 from ser.evaluate_run import about_run, current_figures, predict, raters, tags_of
@@ -74,7 +74,7 @@ def cross(
             *unknown,
             *tags_of(model),
         ],
-        "test_scorings": evaluation.count_scoring(model.run.folder, whole, label.removeprefix(whole)),
+        "test_scorings": scorings.count_scoring(model.run.folder, whole, label.removeprefix(whole)),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ser import calibration, checkpoints, comparing, evaluation
+from ser import calibration, checkpoints, comparing, evaluation, scorings
 from ser.errors import UserError, nearest, some
 from ser.evaluate_run import commits_of, current_figures, evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
@@ -77,7 +77,7 @@ def ensemble(
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
-        "test_scorings": 0 if about["part"] == "val" else max(map(scorings, folders, [label] * len(every), every)),
+        "test_scorings": 0 if about["part"] == "val" else max(map(count_member, folders, [label] * len(every), every)),
         "commits": commits_of(every),
         "temperature": temperature,
         "speaker_clips": about.get("speaker_clips"),
@@ -90,14 +90,14 @@ def ensemble(
     return folder, figures
 
 
-def scorings(member: Path, label: str, figures: dict[str, Any]) -> int:
+def count_member(member: Path, label: str, figures: dict[str, Any]) -> int:
     """Record that a member's answers to a test part were scored as part of an ensemble; return how often by now.
 
     What has no run of its own, such as a cross-validation, also counts the scorings of those that it is made of.
     """
     own = (member / "run.gin").is_file()
     what = f"{figures['corpus']}-{figures['split_scheme']}-{figures['part']}"
-    here = evaluation.count_scoring(member, what, f"{label.removeprefix(what)}-ensemble")
+    here = scorings.count_scoring(member, what, f"{label.removeprefix(what)}-ensemble")
     return here + (0 if own else figures["test_scorings"])
 
 

@@ -13,6 +13,7 @@ from ser.progress import cores
 
 __all__ = ["PACKAGES", "commits", "environment", "installed", "revision_of", "short"]
 
+CODE = ("ser", "tools", "gin", "Justfile", "setup.py")  # what figures come of
 PACKAGES = (
     "ser-toolkit", "torch", "torchaudio", "transformers", "speechbrain", "gin-config",
     "numpy", "soundfile", "scikit-learn", "wandb",
@@ -20,13 +21,13 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, machine, git revision, and what of the code was changed since or is new."""
+    """Return versions, machine, git revision, and what of ``CODE`` was changed since or is new."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "machine": {"system": platform.platform(), "cores": cores(), "device": device_name()},
-        "git": {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain")},
+        "git": {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "--", *CODE)},
     }
 
 
@@ -43,8 +44,9 @@ def commits(run: Path) -> list[str]:
 
 
 def revision_of(git: dict[str, Any]) -> str:
-    """Return a session's commit, with a ``+`` where the code was not as committed."""
-    return f"{git['commit']}{'+' if git.get('changed') or git.get('diff') else ''}"  # an earlier ser wrote a diff
+    """Return a session's commit, with a ``+`` where the code was not as committed, or nobody could tell."""
+    unknown = "changed" in git and git["changed"] is None
+    return f"{git['commit']}{'+' if unknown or git.get('changed') or git.get('diff') else ''}"  # earlier: a diff
 
 
 def short(commit: str) -> str:
@@ -75,7 +77,9 @@ def device_name() -> str:
 def git(*arguments: str) -> str | None:
     """Return git's answer about the checkout, or None outside one."""
     try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -18,6 +18,7 @@ from ser.labels import label_set
 from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
+from ser.scorings import count_scoring
 from ser.state import check_made_with, check_unchanged
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
@@ -35,7 +36,7 @@ __all__ = [
     "predict",
     "raters",
     "tags_of",
-]  # fmt: skip
+]
 
 KNOWN = {"classes", "gaps", "part", "reliability", "tags"}  # of what a metrics.json of this version holds
 
@@ -87,7 +88,7 @@ def evaluate(
         how += f"-{protocol.label_source}"
     if speaker_clips is not None:
         how += f"-speaker{speaker_clips}"
-    scorings = evaluation.count_scoring(model.run.folder, what, how) if part == "test" else 0
+    times = count_scoring(model.run.folder, what, how) if part == "test" else 0
     about = about_run(model) | {
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
@@ -100,7 +101,7 @@ def evaluate(
         "speaker_independent": not protocol.tags and not known,
         "tags": [*known, *tags_of(model)],
         "speaker_clips": speaker_clips,
-        "test_scorings": scorings,
+        "test_scorings": times,
     }
     folder = model.run.folder / "eval" / f"{what}{how}"
     tempered = None if model.temperature == 1 else predictions.tempered(model.temperature)

@@ -1,6 +1,5 @@
-"""Model x clips -> predictions -> figures; where evaluations are written and scorings of a test part counted."""
+"""Model x clips -> predictions -> figures; where evaluations are written."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ser import dist, plots
 from ser.batches import ClipReader
 from ser.errors import UserError
 from ser.features import Features
-from ser.files import append_line, write_csv, write_json
+from ser.files import write_csv, write_json
 from ser.interfaces import Classifier, normalised_by_speaker
 from ser.metadata import Clip
 from ser.predictions import Predictions, write_predictions
@@ -23,7 +22,7 @@ from ser.speakers import SpeakerPool
 from ser.subgroups import COLUMNS, subgroups
 from ser.wording import title_of
 
-__all__ = ["count_scoring", "predict", "write_evaluation"]
+__all__ = ["predict", "write_evaluation"]
 
 BUDGET_SECONDS = 128.0  # padded sound of an evaluation batch
 
@@ -119,18 +118,3 @@ def write_evaluation(
     plots.calibration(folder / "calibration.png", result, title)
     write_json(folder / "metrics.json", result)
     return result
-
-
-def count_scoring(run: Path, what: str, how: str = "") -> int:
-    """Record that a run was scored on ``what``; return how often so far, in whatever way.
-
-    Args:
-        run: folder of the run.
-        what: a test part or another corpus, such as ``ravdess-emobox6-test``.
-        how: what tells this way of scoring it from the plain one, such as ``-robustness``.
-    """
-    path = run / "scorings.jsonl"
-    append_line(path, json.dumps({"scored": what + how}))
-    # Lines are looked at as text: one that a crash cut short is no JSON.
-    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
-    return sum(line.startswith(begins) for line in path.read_text().splitlines())

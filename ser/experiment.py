@@ -232,7 +232,7 @@ class Run:
         folder: ``outputs/<exp>[-fold<k>]-s<seed>-<hash6>``.
         config: text of ``run.gin``: the resolved bindings.
         settings: the same as typed values.
-        group: name of what differs from it in seed and fold alone.
+        group: name that it shares with the runs that differ in seed and fold alone.
     """
 
     folder: Path

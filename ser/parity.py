@@ -134,8 +134,9 @@ def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: 
     if model.experiment.trains_on_validation:
         return {"uar": None, "reason": "the run was trained on its validation part, too"}
     clips = [clip for clip in protocol.parts["val"] if clip.corpus == protocol.corpus]
+    every = len(clips)
     if sum(parameter.numel() for parameter in pipeline.parameters()) > LARGE:
-        clips = clips[:: max(1, len(clips) // FEW)]
+        clips = clips[:: -(-len(clips) // FEW) or 1]
     labels = {label: number for number, label in enumerate(model.experiment.model.labels)}
     answers: list[tuple[int, int]] = []
     try:
@@ -150,7 +151,12 @@ def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: 
         return {"uar": None, "reason": "no clip of the validation part is at hand"}
     exact, rounded = np.array(answers).T
     references = np.array([labels[clip.emotion] for clip in clips])
-    found: dict[str, Any] = {"part": "val", "n_clips": len(clips), "same_answers": float((exact == rounded).mean())}
+    found: dict[str, Any] = {
+        "part": "val",
+        "n_clips": len(clips),
+        "of_clips": every,
+        "same_answers": float((exact == rounded).mean()),
+    }
     for name, figure in (("uar", metrics.uar), ("wa", metrics.wa)):
         own, theirs = (float(figure(metrics.confusion(references, x, len(labels)))) for x in (rounded, exact))
         found |= {name: own, f"{name}_exact": theirs, f"{name}_change": own - theirs}

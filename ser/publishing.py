@@ -100,7 +100,10 @@ def to_hub(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: bo
     api, repository = HfApi(), hub_repository(url)
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
-        parent = api.repo_info(repository).sha
+        info = api.repo_info(repository)
+        if private and not info.private:
+            raise UserError(f"{url}: is public already; make it private on the hub first, or choose another repository")
+        parent = info.sha
         there = set(api.list_repo_files(repository, revision=parent)) - {".gitattributes"}
         ours: set[str] = set()
         if INDEX in there:

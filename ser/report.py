@@ -10,7 +10,7 @@ import numpy as np
 
 from ser import audio, checkpoints
 from ser.environment import revision_of, short
-from ser.errors import UserError
+from ser.errors import UserError, some
 from ser.evaluate_run import is_known
 from ser.files import read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
@@ -122,8 +122,8 @@ def protocol(metrics: dict[str, Any]) -> str:
         f"split {metrics['split_sha256'][:12]}",
         f"test scorings {metrics['test_scorings']}",
     ]
-    if heard := metrics.get("train_speakers"):
-        facts.append(f"trained on {len(heard)} speakers: {', '.join(heard)}")
+    if heard := [name for name in metrics.get("train_speakers") or [] if name]:
+        facts.append(f"trained on {len(heard)} speaker{'s' if len(heard) > 1 else ''}: {some(heard, 40)}")
     if metrics["absent"]:
         facts.append(f"no clip of {', '.join(metrics['absent'])}")
     if metrics.get("left_out"):

@@ -16,7 +16,6 @@ from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
 from ser.batches import ClipReader, SoundSource
 from ser.errors import UserError
 from ser.evaluate_run import about_run, check_unseen, predict, tags_of
-from ser.evaluation import count_scoring
 from ser.extraction import stored
 from ser.features import Features, store_folder
 from ser.files import read_json, write_csv, write_json
@@ -26,6 +25,7 @@ from ser.progress import progress as progress_bar
 from ser.runs import trained
 from ser.samplers import bucketed
 from ser.scoring import draws_of, interval_reason
+from ser.scorings import count_scoring
 from ser.wording import aligned, estimate_of
 
 __all__ = ["CONDITIONS", "Distorted", "robustness", "shown_value", "table"]

@@ -58,6 +58,8 @@ class Stepper:
             group["lr"] = lr * group["scale"]
         optimizer.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.setup.model.buffers()]
+        memory = self.setup.embeddings
+        known = None if memory is None else dict(memory.values)
         if self.scaler.is_enabled():
             self.scaler.scale(torch.zeros((), device=self.device))  # which begins it, also where no part could be read
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -82,6 +84,8 @@ class Stepper:
             optimizer.zero_grad(set_to_none=True)
             for buffer, value in zip(self.setup.model.buffers(), before, strict=True):
                 buffer.copy_(value)
+            if memory is not None and known is not None:
+                memory.values = known
             return values | self.lower_scale(math.isfinite(loss))
         self.scaler.step(optimizer)
         self.scaler.update()

@@ -13,9 +13,10 @@ from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
 from ser.scoring import draws_of, sums_of
+from ser.scorings import times_scored
 from ser.wording import aligned, estimate, estimate_of, title_of
 
-__all__ = ["COLUMNS", "cells", "collect", "scorings", "seeds_table", "table", "write"]
+__all__ = ["COLUMNS", "cells", "collect", "scorings_text", "seeds_table", "table", "write"]
 
 SHOWN = (*metrics.FIGURES, "auc", "nll", "brier", "ece")
 COLUMNS = (
@@ -114,15 +115,16 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
     return found
 
 
-def scorings(rows: Sequence[dict[str, Any]]) -> list[str]:
+def scorings_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Say of each test part how many runs were scored on it, and how often: all that could have been chosen from."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
         if row["part"] == "test" and not {"ensemble", "pooled-folds"} & set(row["tags"].split()):
             runs = counts.setdefault((row["corpus"], row["split_scheme"]), {})
-            runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"] or 0)
+            since = times_scored(outputs_folder() / row["run"], f"{row['corpus']}-{row['split_scheme']}-test")
+            runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"] or 0, since)
     return [
-        f"{corpus} {scheme}, test: {len(runs)} run{'s' if len(runs) > 1 else ''}, each fold's counted, scored "
+        f"{corpus} {scheme}, test: {len(runs)} run{'s' if len(runs) > 1 else ''} (a fold is a run), scored "
         f"{sum(runs.values())} time{'s' if sum(runs.values()) != 1 else ''} in all"
         for (corpus, scheme), runs in counts.items()
     ]
@@ -144,7 +146,7 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) ->
         texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines]
         return texts[0] + "|---" * len(lines[0]) + "|\n" + "".join(texts[1:])
 
-    note = "Intervals: 95 %, resampling speakers.\n" + "".join(f"\n{line}\n" for line in scorings(rows))
+    note = "Intervals: 95 %, resampling speakers.\n" + "".join(f"\n{line}\n" for line in scorings_text(rows))
     more = f"\n## Over seeds\n\n{lined(seeds_table(seeds))}" if seeds else ""
     return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
 

@@ -22,7 +22,7 @@ from ser.files import append_line, write_text
 __all__ = ["Tracker", "Tracking", "read_log"]
 
 FINISH_SECONDS = 120  # that W&B may take at the end to bring what it has left
-PROJECT = "ser"
+WANDB_PROJECT = "ser"
 WANDB_MODES = ("auto", "online", "offline", "off")
 SUMMARIES = {"val/uar": "max", "val/loss": "min"}  # what W&B's table of runs shows instead of the last value
 
@@ -42,7 +42,7 @@ class Tracking:
     """
 
     wandb: str = "auto"
-    project: str = PROJECT
+    project: str = WANDB_PROJECT
     every: int = 10
 
     def __post_init__(self) -> None:
@@ -78,7 +78,8 @@ class Tracker:
         """Start a W&B run of the folder's name; an online one that fails goes on offline."""
         os.environ.setdefault("WANDB_SILENT", "true")
 
-        project = tracking.project if tracking.project != PROJECT else os.environ.get("WANDB_PROJECT") or PROJECT
+        wished = os.environ.get("WANDB_PROJECT") or WANDB_PROJECT
+        project = wished if tracking.project == WANDB_PROJECT else tracking.project
 
         def start() -> None:
             import wandb
@@ -165,9 +166,9 @@ def wandb_mode(asked: str) -> str:
 
 def logged_in() -> bool:
     """Say whether ``wandb login`` has left a key, as it does in ``~/.netrc``."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     try:
-        return host is not None and netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")).authenticators(host) is not None
     except (OSError, NetrcParseError):
         return False
 

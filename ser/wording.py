@@ -74,7 +74,7 @@ def commits_text(commits: Sequence[str]) -> str:
     if len(commits) > 1:
         return f"trained by different versions: {', '.join(short(each) for each in commits)}"
     changed = [short(each) for each in commits if each.endswith("+")]
-    return f"trained by {changed[0]}: that commit and changes, or new files, beside it" if changed else ""
+    return f"trained by {changed[0]}: that commit with changes, or new files of code" if changed else ""
 
 
 def title_of(metrics: Mapping[str, Any]) -> str:

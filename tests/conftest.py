@@ -39,7 +39,14 @@ LONGEST = (
     "test_encoder_runs", "test_encoders", "test_ablating", "test_crashing", "test_packaging", "test_justfile",
     "test_tracking", "test_starting", "test_plan_runner", "test_downloading", "test_stats_probe", "test_custom",
 )  # fmt: skip
-DELIVERED = ("test_exporting", "test_inference", "test_predict_command", "test_publishing", "test_card")
+DELIVERED = (
+    "test_exporting",
+    "test_inference",
+    "test_predict_command",
+    "test_publishing",
+    "test_card",
+    "test_packaging",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,6 +58,8 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Give each worker whole files, those of ``DELIVERED`` to one."""
+    if config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByFixture(LoadFileScheduling):

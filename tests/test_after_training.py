@@ -37,6 +37,8 @@ TRAINED: dict[str, Path] = {}  # a copy of each run that was trained here, by it
 def train(name="demo_ecapa", *overrides):
     """Train a run in this test's home, or bring it there: its name is that of its settings."""
     experiment, run = runs.create(config.load(name, [*SMALL, *overrides]))
+    if run.folder.exists():
+        return run
     if kept := TRAINED.get(run.folder.name):
         shutil.copytree(kept, run.folder)
         runs.remember(run)
@@ -51,6 +53,7 @@ def _copies_are_removed():
     yield
     for folder in TRAINED.values():
         shutil.rmtree(folder.parent)
+    TRAINED.clear()
 
 
 # Worse recordings

@@ -40,7 +40,8 @@ def options(recipe: str) -> str:
     sources = [PROJECT / "tools" / tool for tool in tools if tool != "launch.py"]
     if "/ser' predict" in recipes()[recipe][1]:
         sources = [PROJECT / "ser/predict_command.py"]
-    return "".join(path.read_text() for path in [*sources, PROJECT / "ser/arguments.py"] if sources)
+    text = "".join(path.read_text() for path in sources)
+    return text + ((PROJECT / "ser/arguments.py").read_text() if "add_raw(" in text else "")
 
 
 def stands_for_another(word: str) -> bool:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import PROJECT, command, one_error_line
 
 from ser import config, plan, plan_runner, rehearsal
@@ -283,6 +284,13 @@ def test_a_rehearsal_has_recordings_votes_and_encoders(tmp_path, monkeypatch):
     (tmp_path / "raw").rename(tmp_path / "unfinished")  # as if it had been stopped
     rehearsal.prepare(tmp_path)
     assert len(list((tmp_path / "raw").rglob("*.wav"))) == len(votes) + len(rehearsal.clip_names("ravdess"))
+
+
+def test_without_a_gpu_the_plan_stops_before_it_begins(tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "go on all the same: just plan --cpu" in one_error_line(run_here("plan.py", "just", "Justfile"))
+    assert not os.listdir(tmp_path)
 
 
 def test_the_list_shows_hours_memory_and_commands(tmp_path):

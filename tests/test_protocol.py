@@ -58,11 +58,11 @@ def test_another_corpus_trains_along_and_neither_validates_nor_tests(prepared_ho
     alone, joined = Protocol("crema_d", "tfds"), Protocol("crema_d", "tfds", extra=["ravdess"])
     assert joined.part("val") == alone.part("val")
     assert joined.part("test") == alone.part("test")
-    guests = joined.part("train")[len(alone.part("train")) :]
+    others = joined.part("train")[len(alone.part("train")) :]
     there = [clip for clip in Protocol("ravdess", "holdout").table.clips if clip.emotion != "surprised"]
-    assert [clip.clip for clip in guests] == [clip.clip for clip in there]
-    assert all(guest.speaker == f"ravdess:{clip.speaker}" for guest, clip in zip(guests, there, strict=True))
-    assert {(clip.emotion, guest.emotion) for guest, clip in zip(guests, there, strict=True)} == {
+    assert [clip.clip for clip in others] == [clip.clip for clip in there]
+    assert all(other.speaker == f"ravdess:{clip.speaker}" for other, clip in zip(others, there, strict=True))
+    assert {(clip.emotion, other.emotion) for other, clip in zip(others, there, strict=True)} == {
         *((label, label) for label in ("angry", "disgust", "fearful", "happy", "neutral", "sad")), ("calm", "neutral"),
     }  # fmt: skip
     assert joined.describe() == "crema_d tfds and ravdess"

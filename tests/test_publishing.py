@@ -217,7 +217,7 @@ class Hub:
         self.root = root
 
     def create_repo(self, repository, private, exist_ok):
-        self.private = private
+        self.private = getattr(self, "private", bool(private))
         (self.root / repository / "0").mkdir(parents=True, exist_ok=exist_ok)
 
     def head(self, repository: str) -> Path:
@@ -227,7 +227,7 @@ class Hub:
         return max((self.root / repository).iterdir(), key=lambda path: int(path.name))
 
     def repo_info(self, repository, revision=None):
-        return SimpleNamespace(sha=revision or self.head(repository).name)
+        return SimpleNamespace(sha=revision or self.head(repository).name, private=self.private)
 
     def list_repo_files(self, repository, revision):
         return [path.name for path in (self.root / repository / revision).iterdir()]
@@ -282,6 +282,12 @@ def test_a_repository_of_something_else_is_left_alone(export, hub):
     with pytest.raises(UserError, match=r"hf://me/mine: holds files of something else \(README.md\)"):
         publishing.publish(export, "hf://me/mine")
     assert (hub.head("me/mine") / "README.md").read_text() == "my own model"
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(export, hub):
+    publishing.publish(export, "hf://me/small")
+    with pytest.raises(UserError, match="is public already"):
+        publishing.publish(export, "hf://me/small", private=True)
 
 
 def test_only_the_hub_can_be_told_who_may_read(export, tmp_path):

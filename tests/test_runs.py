@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import calibration, checkpoints, config, evaluation, folds, launching, runs, schemes, splits, summary
+from ser import calibration, checkpoints, config, evaluation, folds, launching, runs, schemes, scorings, splits, summary
 from ser.batches import ClipReader
 from ser.crossing import cross
 from ser.errors import UserError
@@ -367,8 +367,10 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     assert tuple(read[0]) == summary.COLUMNS
     printed = summary.table(summary.cells(rows))
     assert printed.count(run.folder.name) == 3
-    assert summary.scorings(rows) == ["ravdess emobox6, test: 1 run, each fold's counted, scored 1 time in all"]
-    assert summary.scorings(rows)[0] in path.with_suffix(".md").read_text()
+    assert summary.scorings_text(rows) == ["ravdess emobox6, test: 1 run (a fold is a run), scored 1 time in all"]
+    assert summary.scorings_text(rows)[0] in path.with_suffix(".md").read_text()
+    scorings.count_scoring(run.folder, "ravdess-emobox6-test", "-robustness")
+    assert "scored 2 times in all" in summary.scorings_text(rows)[0]
     by_part = {(row["corpus"], row["part"]): row for row in read}
     metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")
     assert by_part["ravdess", "test"]["uar"] == f"{metrics['uar']:.4f}"

@@ -219,7 +219,7 @@ def test_a_clip_that_comes_again_in_an_epoch_is_another_crop(trained_home):
     for parts in pieces(experiment, setup):
         for batch in parts:
             for name, key, value in zip(batch.names, batch.keys, batch.inputs, strict=True):
-                if key in seen:  # a guest of the next part
+                if key in seen:  # a neighbour of the next part
                     assert torch.equal(seen[key], value)
                 elif key != name:
                     differs.append(not torch.equal(seen[name], value))

@@ -64,6 +64,10 @@ def test_auto_is_online_after_a_login(monkeypatch, tmp_path):
     assert wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     assert wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.lab:8080")
+    assert wandb_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine wandb.lab:8080 login user password x\n")
+    assert wandb_mode("auto") == "online"
     (tmp_path / "netrc").write_text("not of its kind")
     assert wandb_mode("auto") == "offline"
 

@@ -11,6 +11,7 @@ run() {
 
 home=${SER_HOME:-$root}
 started=$SECONDS
+export WANDB_MODE=offline # nothing is sent, also after `wandb login`
 run prepare demo
 run extract demo logmel80
 run train demo_ecapa

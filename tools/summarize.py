@@ -15,7 +15,7 @@ def main() -> None:
     print(summary.table(summary.cells(rows)) if rows else "no evaluation yet; score a run: just eval last")
     if seeds:
         print("\n" + summary.table(summary.seeds_table(seeds)))
-    print("".join(f"\n{line}" for line in summary.scorings(rows)))
+    print("".join(f"\n{line}" for line in summary.scorings_text(rows)))
     print(f"{path}: {len(rows)} evaluations\n{path.with_suffix('.md')}\n{path.with_suffix('.tex')}")
 
 

@@ -1,0 +1,31 @@
+"""How often a test part was scored: every scoring of a run leaves a line in its folder."""
+
+import json
+from pathlib import Path
+
+from ser.files import append_line
+
+__all__ = ["count_scoring", "times_scored"]
+
+SCORINGS = "scorings.jsonl"  # in a run's folder
+
+
+def count_scoring(run: Path, what: str, how: str = "") -> int:
+    """Record that a run was scored on ``what``; return how often so far, in whatever way.
+
+    Args:
+        run: folder of the run.
+        what: a test part or another corpus, such as ``ravdess-emobox6-test``.
+        how: what tells this way of scoring it from the plain one, such as ``-robustness``.
+    """
+    append_line(run / SCORINGS, json.dumps({"scored": what + how}))
+    return times_scored(run, what)
+
+
+def times_scored(run: Path, what: str) -> int:
+    """Return how often a run was scored on a test part or another corpus, in whatever way."""
+    path = run / SCORINGS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    # Lines are looked at as text: one that a crash cut short is no JSON.
+    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
+    return sum(line.startswith(begins) for line in lines)
