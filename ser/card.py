@@ -313,10 +313,8 @@ def formats(model: Trained, parity: dict[str, Any]) -> str:
         change = "-" if found.get("uar") is None else f"{found['uar']:.3f}, {found['uar_change']:+.3f}"
         lines.append(f"| {name} | {found['bytes'] / 2**20:.1f} | {found['largest_difference']:.1e} | {change} |")
     lines += ["", *(f"{name} is left out: {reason}." for name, reason in parity["left_out"].items())]
-    if part := next(
-        (found for found in parity["formats"].values() if found.get("of_clips", 0) > found["n_clips"]), None
-    ):
-        lines.append(f"UAR of {part['n_clips']} of the {part['of_clips']} validation clips.")
+    clips = {(found["n_clips"], found.get("of_clips")) for found in parity["formats"].values() if "n_clips" in found}
+    lines += [f"UAR of {some} of the {every} validation clips." for some, every in clips if every and some < every]
     if "model_int8.ts" in parity["formats"]:
         lines.append("`model_int8.ts` rounds by the range of a batch: give it one clip at a time.")
     if longest := parity["formats"].get("model.pt2", {}).get("longest_seconds"):
