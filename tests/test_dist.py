@@ -51,6 +51,17 @@ def test_rank_and_number_of_processes_are_those_of_torchrun(monkeypatch):
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (1, 2, False)
 
 
+@pytest.mark.parametrize(
+    ("engine", "supported", "chosen"),
+    [("none", ["none", "qnnpack"], "qnnpack"), ("none", ["none"], "none"), ("x86", ["qnnpack", "x86"], "x86")],
+)
+def test_int8_finds_an_engine_where_torch_has_chosen_none(monkeypatch, engine, supported, chosen):
+    quantized = SimpleNamespace(engine=engine, supported_engines=supported)
+    monkeypatch.setattr(torch.backends, "quantized", quantized)
+    dist.choose_int8_engine()
+    assert quantized.engine == chosen
+
+
 def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

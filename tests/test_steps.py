@@ -9,6 +9,7 @@ from ser import checkpoints, config, runs
 from ser.errors import UserError
 from ser.experiment import Training
 from ser.features import store_folder
+from ser.speakers import Memory
 from ser.state import State
 from ser.steps import SKIPS, Stepper, check_finite
 from ser.tracking import read_log
@@ -45,6 +46,22 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(trained_home):
         assert torch.equal(setup.model.state_dict()[name], value), name
     assert all(torch.equal(setup.ema.values[name], value) for name, value in averaged.items())
     assert "train/skipped" not in stepper.step(good, 0, 1.0)
+
+
+def test_a_skipped_step_leaves_nothing_in_the_memory_of_speakers(trained_home):
+    experiment, setup, stepper = make()
+    memory = Memory(setup.train)
+    object.__setattr__(setup, "embeddings", memory)
+    good, bad, *_ = pieces(experiment, setup)
+    stepper.step(good, 0, 1.0)
+    before = dict(memory.values)
+    bad[0].inputs[3, 10] = torch.nan
+    assert stepper.step(bad, 0, 1.0)["train/skipped"] == 1
+    assert memory.values.keys() == before.keys()
+    assert all(torch.isfinite(value).all() for value in memory.values.values())
+    assert "train/skipped" not in stepper.step(good, 0, 1.0)
+    stepper.step(pieces(experiment, setup)[2], 0, 1.0)
+    assert memory.values.keys() > before.keys(), "what comes after is remembered"
 
 
 def test_after_a_few_such_steps_in_a_row_the_clips_are_named(trained_home):
