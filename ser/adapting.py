@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ser.audio import SAMPLE_RATE
 from ser.encoders import Pretrained, fingerprint
 from ser.errors import UserError
 from ser.interfaces import Inside
@@ -17,6 +18,7 @@ from ser.layers import LayerSum, Prompts
 
 __all__ = ["Adapted", "LoraLinear"]
 
+SILENCE = 30  # seconds that prompts begin as
 ATTENTION = ("q_proj", "v_proj")  # the projections that get low-rank updates, as in the paper
 
 
@@ -127,6 +129,19 @@ class Adapted(Inside):
         if encoder.compile:
             for block in blocks:
                 block.compile(dynamic=True)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Let prompts begin as what the encoder makes of silence: random vectors would spoil all that it hears."""
+        if self.prompts is None:
+            return
+        count, values = self.prompts.count, self.prompts.values
+        sound = torch.zeros(1, SILENCE * SAMPLE_RATE, device=values.device)
+        silence = self.encoder.front_end(sound, torch.tensor([sound.shape[1]], device=values.device))
+        for own, state in zip(values, self.encoder.run(*silence, len(values) - 1), strict=True):
+            if state.shape[1] < count:
+                raise UserError(f"prompt/count is {count}; the encoder hears {state.shape[1]} frames at most")
+            own.copy_(state[0, -count:])
 
     def tune_inputs(self, convolutions: bool) -> None:
         """Let what lies below the layers train, the convolutions only where that is wanted."""

@@ -152,6 +152,9 @@ class Inside(nn.Module):
         """What a checkpoint names, and what must be the same again: the encoder and its weights."""
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Set what training begins with, see ``Classifier.begin``."""
+
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the learning rate of its pretrained parameters that train, by name."""
         raise NotImplementedError
@@ -200,7 +203,9 @@ class Classifier(nn.Module):
         return self.classify(self.embed(inputs, lengths, speakers))
 
     def begin(self) -> None:
-        """Load what training begins with; a checkpoint brings its own. Called once, before a fresh run."""
+        """Set what training begins with; a checkpoint brings its own. Called once, before a fresh run."""
+        if self.encoder is not None:
+            self.encoder.begin()
 
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the learning rate of parameters, by name; 1 for those without."""

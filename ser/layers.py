@@ -350,6 +350,8 @@ class CosineHead(nn.Module):
 class Prompts(nn.Module):
     """Learned vectors in front of the frames (Jia et al. 2022, https://arxiv.org/abs/2203.12119).
 
+    They are random until ``adapting.Adapted.begin`` sets them.
+
     Args:
         count: vectors P.
         width: features D.
