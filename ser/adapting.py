@@ -137,8 +137,8 @@ class Adapted(Inside):
             return
         count, values = self.prompts.count, self.prompts.values
         sound = torch.zeros(1, SILENCE * SAMPLE_RATE, device=values.device)
-        silence = self.encoder.front_end(sound, torch.tensor([sound.shape[1]], device=values.device))
-        for own, state in zip(values, self.encoder.run(*silence, len(values) - 1), strict=True):
+        inputs, lengths = self.encoder.front_end(sound, torch.tensor([sound.shape[1]], device=values.device))
+        for own, state in zip(values, self.encoder.run(inputs, lengths, len(values) - 1), strict=True):
             if state.shape[1] < count:
                 raise UserError(f"prompt/count is {count}; the encoder hears {state.shape[1]} frames at most")
             own.copy_(state[0, -count:])
