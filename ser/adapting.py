@@ -132,7 +132,11 @@ class Adapted(Inside):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Let prompts begin as what the encoder makes of silence: random vectors would spoil all that it hears."""
+        """Let prompts begin as what the encoder makes of silence: random vectors would spoil all that it hears.
+
+        Raises:
+            UserError: more prompts than the encoder hears frames.
+        """
         if self.prompts is None:
             return
         count, values = self.prompts.count, self.prompts.values
