@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ser import metrics, stats
+from ser.errors import UserError, first_line
 from ser.files import read_csv
 from ser.metadata import Clip
 from ser.predictions import Predictions
@@ -49,11 +50,15 @@ def read_subgroups(path: Path) -> list[dict[str, Any]]:
     """Read ``subgroups.csv``: rows of ``COLUMNS``, figures as floats or None.
 
     Raises:
-        UserError: as ``files.read_csv``.
+        UserError: as ``files.read_csv``, or a figure that is no number.
     """
-    return [
-        row | {name: float(row[name]) if row[name] else None for name in FIGURES} for _, row in read_csv(path, COLUMNS)
-    ]
+    rows = []
+    for line, row in read_csv(path, COLUMNS):
+        try:
+            rows.append(row | {name: float(row[name]) if row[name] else None for name in FIGURES})
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {first_line(error)}; score the run again") from error
+    return rows
 
 
 def subgroups(predictions: Predictions, clips: Sequence[Clip]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

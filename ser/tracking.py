@@ -169,7 +169,7 @@ def logged_in() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     try:
         return netrc(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
+    except (OSError, UnicodeError, NetrcParseError):  # another's file, which may hold anything
         return False
 
 

@@ -9,10 +9,11 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from ser import stats
 from ser.errors import UserError
+from ser.files import write_csv
 from ser.metadata import Clip
 from ser.predictions import Predictions, read_predictions, write_predictions
 from ser.scoring import score, sums_of, validation_figures
-from ser.subgroups import age_band, subgroups
+from ser.subgroups import COLUMNS, age_band, read_subgroups, subgroups
 
 LABELS = ("angry", "calm", "disgust", "happy", "sad")
 
@@ -216,3 +217,14 @@ def test_what_clips_do_not_tell_is_in_no_group_and_a_tiny_group_makes_no_gap():
     rows, gaps = subgroups(predictions, clips)
     assert {row["group"]: row["clips"] for row in rows if row["grouping"] == "intensity"} == {"normal": 3, "strong": 97}
     assert gaps == {}
+
+
+def test_subgroups_are_read_back_and_a_spoilt_figure_is_one_line(tmp_path):
+    path = tmp_path / "subgroups.csv"
+    good = ("sex", "female", 9, 4, 0.5, "", "", 0.25, 0.2, 0.3)
+    write_csv(path, COLUMNS, [good])
+    (row,) = read_subgroups(path)
+    assert (row["uar"], row["uar_low"], row["wa_high"]) == (0.5, None, 0.3)
+    write_csv(path, COLUMNS, [good, ("sex", "male", 9, 4, "half", "", "", 0.25, 0.2, 0.3)])
+    with pytest.raises(UserError, match=r"subgroups\.csv, line 3: .*'half'; score the run again"):
+        read_subgroups(path)

@@ -68,6 +68,8 @@ def test_auto_is_online_after_a_login(monkeypatch, tmp_path):
     assert wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine wandb.lab:8080 login user password x\n")
     assert wandb_mode("auto") == "online"
+    (tmp_path / "netrc").write_bytes(b"machine \xff\xfe")
+    assert wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("not of its kind")
     assert wandb_mode("auto") == "offline"
 

@@ -17,7 +17,7 @@ def main() -> int | None:
     parser.add_argument("--gpus", type=int, default=1, help="processes that share the work of a step")
     parser.add_argument("--jobs", type=int, default=1, help="folds that train at the same time")
     parser.add_argument("--allow-missing", action="store_true", help="go on although official clips are not there")
-    parser.add_argument("--cpu", action="store_true", help="go on without a GPU; it will take weeks")
+    parser.add_argument("--cpu", action="store_true", help="go on without a GPU; it may take weeks")
     arguments = parser.parse_args()
     if os.environ.get("raw"):  # noqa: SIM112 - as the Justfile calls it
         raise UserError("raw is the folder of one corpus; first: just raw=PATH prepare ravdess, and so for crema_d")
