@@ -44,7 +44,7 @@ def cross_validate(
     if not folds:
         raise UserError(
             f"scheme '{first.protocol.scheme}' has no folds to cross-validate; choose one that "
-            "has, such as: 'split/scheme = \"kfold5\"' 'split/fold = 1'"
+            "has, such as: 'split/scheme = \"kfold5\"'"
         )
     if start := first.training.start:
         for fold in range(1, folds + 1):  # before any is trained: it may have heard the speakers of one of them
