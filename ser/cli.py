@@ -26,10 +26,12 @@ def doctor() -> str:
     import torch
 
     from ser.environment import PACKAGES, installed
-    from ser.files import home
+    from ser.files import PROJECT, home
 
+    repository = (PROJECT / "Justfile").is_file()  # an installed wheel brings neither recipes nor corpora
+    absent = "not installed; run: just setup" if repository else "not installed"
     lines = [f"ser {__version__}, Python {platform.python_version()}, {platform.platform()}"]
-    lines += [f"  {name:<14}{installed(name) or 'not installed; run: just setup'}" for name in PACKAGES[1:]]
+    lines += [f"  {name:<14}{installed(name) or absent}" for name in PACKAGES[1:]]
     lines.append("devices")
     lines.append(f"  CPU: {torch.get_num_threads()} threads")
     seen = torch.cuda.device_count()
@@ -40,6 +42,8 @@ def doctor() -> str:
     for index in range(seen):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         lines.append(f"  GPU {index}: {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    if not repository:
+        return "\n".join([*lines, "next", "  ser predict EXPORT speech.wav", "  (training needs the repository)"])
     lines.append(f"corpora, in {home() / 'data'}")
     states = corpora_found()
     lines += [f"  {name:<9}{text}" for name, (text, _) in states.items()]

@@ -34,6 +34,7 @@ class Corpus:
         parse: clip name -> fields of ``metadata.Clip``, or None where the grammar does not match.
         official: clip name -> ``Official`` of every clip of the distribution; empty where no list is published.
         expected: number of clips of the distribution, where there is no list.
+        sample_rate: of the distribution, Hz; 0 where it has none of its own.
         left_out: clip name -> what it is, for recognised files that are not speech clips; else None.
         known_odd: clip name -> what is known about it; such clips are kept and flagged.
     """
@@ -45,6 +46,7 @@ class Corpus:
     left_out: Callable[[str], str | None] = field(default=lambda name: None)
     known_odd: dict[str, str] = field(default_factory=dict)
     expected: int = 0
+    sample_rate: int = 0
 
 
 CREMA_D_EMOTIONS = {
@@ -233,12 +235,13 @@ def listed_elsewhere(name: str) -> Fields | None:
 CORPORA = {
     entry.name: entry
     for entry in (
-        Corpus("crema_d", "CREMA-D", parse_crema_d, crema_d_official, known_odd=CREMA_D_ODD),
+        Corpus("crema_d", "CREMA-D", parse_crema_d, crema_d_official, known_odd=CREMA_D_ODD, sample_rate=16_000),
         Corpus("custom", "custom corpus", listed_elsewhere, dict),
-        Corpus("emodb", "EmoDB", parse_emodb, dict, emodb_left_out, expected=454),
+        Corpus("emodb", "EmoDB", parse_emodb, dict, emodb_left_out, expected=454, sample_rate=16_000),
         Corpus("demo", "built-in demo", parse_demo, demo_official),
         Corpus(
             "ravdess", "RAVDESS speech",             parse_ravdess, ravdess_official, ravdess_left_out, RAVDESS_ODD,
+            sample_rate=48_000,
         ),
     )
 }  # fmt: skip

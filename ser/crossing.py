@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ser import checkpoints, evaluation, plots, scorings
+from ser import checkpoints, evaluation, plots, scorings, splits
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
 from ser.evaluate_run import about_run, current_figures, predict, raters, tags_of
 from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
-from ser.metadata import Table, metadata_path, read_table
+from ser.metadata import Table, known_sound, metadata_path, read_table
 from ser.runs import Trained, trained
 from ser.stats import columns
 from ser.votes import stored_votes
@@ -40,7 +40,8 @@ def cross(
         progress: show a bar.
 
     Raises:
-        UserError: the run's own corpus, too few shared labels, or a model without statistics to adapt.
+        UserError: the run's own corpus, or recordings that it was trained on, too few shared labels, or a model without
+            statistics to adapt.
     """
     model = trained(name)
     own = model.experiment.protocol.corpus
@@ -53,6 +54,11 @@ def cross(
     shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
     clips = [clip for clip in table.clips if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
+    protocol = model.experiment.protocol
+    trained_on = {"training": protocol.members["train"], corpus: clips}
+    splits.check_same_sound(
+        trained_on, protocol.sound | {corpus: known_sound(corpus)}, f"{model.run.folder.name} on {corpus}"
+    )
     if adapt:
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)

@@ -23,6 +23,10 @@ EXIT_USER = 2  # exit status for a user's mistake
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect
 CLOSE = 0.65  # of what difflib calls similar: typing errors lie above it, other words of the field below
 HEARD_ONCE = 1.0  # seconds
+LESS_MEMORY = (
+    "nvidia-smi shows who else uses the GPU; a training takes less with 'train/accumulate = 4', and with "
+    "'tune/checkpointing = True' where an encoder trains; what was saved before is whole"
+)
 EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
 
 
@@ -73,6 +77,11 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") != "0":
                 time.sleep(HEARD_ONCE)  # what all processes meet, the main one says, and the others are ended
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's own; to import it here would cost a second
+                raise
+            print(f"error: {first_line(error).rstrip('.')}; {LESS_MEMORY}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

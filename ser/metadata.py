@@ -1,7 +1,7 @@
 """The table of clips, ``data/<corpus>/metadata.csv``: read, write, validate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -15,11 +15,13 @@ __all__ = [
     "COLUMNS",
     "Clip",
     "Table",
+    "known_sound",
     "metadata_path",
     "prepare_command",
     "raw_folder",
     "read_table",
     "remember_raw",
+    "remember_sound",
     "write_table",
 ]
 
@@ -47,6 +49,7 @@ class Clip:
 
 
 COLUMNS = tuple(field.name for field in fields(Clip))
+SOUND_COLUMNS = ("clip", "sound")
 in_order = itemgetter(*COLUMNS)
 
 
@@ -103,6 +106,23 @@ def read_local(corpus: str) -> dict[str, Any]:
 def remember_raw(corpus: str, raw: Path, missing: int) -> None:
     """Remember on this machine where the recordings (or the table of a custom corpus) lie, and what is missing."""
     write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.absolute()), "missing": missing})
+
+
+def remember_sound(corpus: str, sound: Mapping[str, str]) -> Path:
+    """Write ``data/<corpus>/sound.csv``, a hash of each clip's decoded samples; return its path."""
+    path = corpus_folder(corpus) / "sound.csv"
+    write_csv(path, SOUND_COLUMNS, sorted(sound.items()))
+    return path
+
+
+def known_sound(corpus: str) -> dict[str, str]:
+    """Return clip -> hash of its decoded samples, as ``verify`` found them; empty before it did.
+
+    Raises:
+        UserError: a damaged table.
+    """
+    path = corpus_folder(corpus) / "sound.csv"
+    return {row["clip"]: row["sound"] for _, row in read_csv(path, SOUND_COLUMNS)} if path.is_file() else {}
 
 
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:

@@ -8,7 +8,7 @@ from functools import cached_property
 from ser import splits
 from ser.errors import UserError, nearest, some
 from ser.labels import label_set, shared_labels
-from ser.metadata import Clip, Table, read_table
+from ser.metadata import Clip, Table, known_sound, read_table
 from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
 __all__ = ["Protocol"]
@@ -106,13 +106,24 @@ class Protocol:
 
     @cached_property
     def members(self) -> dict[str, list[Clip]]:
-        """The clips at hand by part, whether the label source labels them or not, checked for leaking speakers."""
+        """The clips at hand by part, whether the label source labels them or not.
+
+        Raises:
+            UserError: a speaker or a recording in two parts.
+        """
         where = str(splits.split_path(self.corpus, self.scheme))
         clips = self.table.clips  # first: a corpus that is not prepared says so
         part_of = splits.parts_of(self.split, self.fold)
         members = splits.select(clips, part_of, where, self.split.speaker_independent)
         members["train"] = [*members["train"], *self.extra_clips]
+        if self.split.speaker_independent:
+            splits.check_same_sound(members, self.sound, where)
         return members
+
+    @property
+    def sound(self) -> dict[str, dict[str, str]]:
+        """A hash of each recording, by corpus and clip, where it is known."""
+        return {corpus: known_sound(corpus) for corpus in (self.corpus, *self.extra)}
 
     @cached_property
     def parts(self) -> dict[str, list[Clip]]:

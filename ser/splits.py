@@ -19,6 +19,7 @@ __all__ = [
     "UNUSED",
     "Split",
     "check_leaks",
+    "check_same_sound",
     "parts_of",
     "published",
     "read_split",
@@ -189,6 +190,29 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
         raise UserError(
             f"{where}: speakers in more than one part: {some(leaking)}; "
             "a figure made with it would not be speaker-independent: mend the split"
+        )
+
+
+def check_same_sound(parts: Mapping[str, Iterable[Clip]], sound: Mapping[str, Mapping[str, str]], where: str) -> None:
+    """Raise a UserError where one recording is in two parts, whatever its names and speakers.
+
+    Args:
+        parts: clips by part.
+        sound: corpus -> clip -> hash of its samples; what has none is passed over.
+        where: names the split in messages.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    found = []
+    for part, clips in parts.items():
+        for clip in clips:
+            if content := sound.get(clip.corpus, {}).get(clip.clip):
+                other, name = first.setdefault(content, (part, clip.clip))
+                if other != part:
+                    found.append(f"{name} ({other}) and {clip.clip} ({part})")
+    if found:
+        raise UserError(
+            f"{where}: the same recording in two parts: {some(found, 3)}; a figure made with it would be of what was "
+            "trained on: leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
         )
 
 

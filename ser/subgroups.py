@@ -1,4 +1,4 @@
-"""Does a model serve everyone alike? Figures by speaker, sex, age, intensity, statement and length of the clip."""
+"""Does a model serve everyone alike? Figures by who speaks, what is said, how strongly and how long."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -39,6 +39,8 @@ def age_band(age: str) -> str:
 GROUPINGS: dict[str, Callable[[Clip], str]] = {
     "sex": lambda clip: clip.sex,
     "age": lambda clip: age_band(clip.age),
+    "race": lambda clip: clip.race,
+    "ethnicity": lambda clip: clip.ethnicity,
     "intensity": lambda clip: clip.intensity,
     "statement": lambda clip: clip.statement,
     "length": lambda clip: band(clip.seconds, SECONDS, "s"),

@@ -91,6 +91,7 @@ class Finding:
     channels: int = 0
     subtype: str = ""
     content: str = ""  # hash of the decoded samples
+    compared: bool = False  # with the checksum of the official file
     flags: tuple[str, ...] = ()
 
 
@@ -101,7 +102,8 @@ def check_file(clip: str, path: Path, official: Official) -> Finding:
     except UserError as error:
         return Finding(clip, error=str(error))
     flags = []
-    if official.sha256 and path.suffix.lower() == ".wav":
+    compared = bool(official.sha256) and path.suffix.lower() == ".wav"
+    if compared:
         data = path.read_bytes()
         if len(data) != official.size or hashlib.sha256(data).hexdigest() != official.sha256:
             flags.append("not the official file (checksum)")
@@ -116,7 +118,9 @@ def check_file(clip: str, path: Path, official: Official) -> Finding:
     if info.channels > 1:
         flags.append("stereo" if info.channels == 2 else f"{info.channels} channels")
     content = hashlib.blake2b(np.ascontiguousarray(sound).tobytes(), digest_size=16).hexdigest()
-    return Finding(clip, "", info.seconds, info.sample_rate, info.channels, info.subtype, content, tuple(flags))
+    return Finding(
+        clip, "", info.seconds, info.sample_rate, info.channels, info.subtype, content, compared, tuple(flags)
+    )
 
 
 def longest_run(mask: np.ndarray) -> int:
@@ -138,6 +142,11 @@ class Report:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def sound(self) -> dict[str, str]:
+        """Clip -> hash of its decoded samples."""
+        return {clip: finding.content for clip, finding in self.findings.items() if finding.content}
+
     def as_dict(self) -> dict:
         """Return the report as JSON for ``data/<corpus>/verify.json``."""
         good = [finding for finding in self.findings.values() if not finding.error]
@@ -151,6 +160,7 @@ class Report:
             "hours": round(sum(finding.seconds for finding in good) / 3600, 4),
             "sample_rates": dict(Counter(str(finding.sample_rate) for finding in good)),
             "channels": dict(Counter(str(finding.channels) for finding in good)),
+            "checksums": sum(finding.compared for finding in good),
             "errors": self.errors,
             "notes": self.notes,
             "flags": {finding.clip: list(finding.flags) for finding in good if finding.flags},
@@ -214,6 +224,10 @@ def judge(report: Report, corpus: Corpus, allow_missing: bool) -> None:
             report.notes.append(text)
         else:
             report.errors.append(f"{text}; bring them, or go on without: just allow_missing=1 verify {corpus.name}")
+    if converted := [f.clip for f in findings if corpus.sample_rate not in (0, f.sample_rate) and not f.error]:
+        report.notes.append(
+            f"not at the {corpus.sample_rate} Hz of the official files: {len(converted)} clips, kept: {some(converted)}"
+        )
     if report.found.doubled:
         report.notes.append(f"{len(report.found.doubled)} files repeat another byte for byte and are left out")
     by_flag: dict[str, list[str]] = defaultdict(list)
@@ -258,6 +272,9 @@ def table(report: Report, limit: int = 20) -> str:
         "sound": f"{facts['hours']:.2f} h{span}",
         "rates": ", ".join(f"{rate} Hz: {count}" for rate, count in facts["sample_rates"].items()),
         "channels": ", ".join(f"{channels}: {count}" for channels, count in facts["channels"].items()),
+        "checksums": f"{facts['checksums']} files compared with the official ones"
+        if facts["checksums"]
+        else "none compared",
         "left out": ", ".join(f"{kind}: {count}" for kind, count in facts["left_out"].items()) or "nothing",
     }
     lines = [f"{name:<10}{value}" for name, value in rows.items()]

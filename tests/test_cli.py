@@ -53,6 +53,13 @@ def test_doctor_names_a_gpu_whose_driver_is_too_old(home, monkeypatch):
     assert "1 GPU that torch cannot use" in cli.doctor()
 
 
+def test_doctor_of_a_wheel_names_no_recipe(home, monkeypatch):
+    monkeypatch.setattr("ser.files.PROJECT", home)
+    said = cli.doctor()
+    assert "just" not in said
+    assert said.splitlines()[-2:] == ["  ser predict EXPORT speech.wav", "  (training needs the repository)"]
+
+
 def test_doctor_survives_a_damaged_corpus(home):
     folder = home / "data/demo"
     folder.mkdir(parents=True)

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from ser.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, nearest, some, tool
+from ser.errors import EXIT_INTERRUPTED, EXIT_USER, LESS_MEMORY, UserError, nearest, some, tool
 
 
 def test_nearest_proposes_the_closest_name():
@@ -53,6 +54,11 @@ def test_some_names_a_few_and_counts_the_rest(count, limit, text):
         (3, 3, ""),
         (UserError("data/x.csv: line 3: mend it"), 2, "error: data/x.csv: line 3: mend it\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            2,
+            f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}\n",
+        ),
     ],
 )
 def test_tool_turns_every_ending_into_a_status(outcome, status, stderr, capsys):

@@ -1,11 +1,13 @@
 """Which clips train, validate and test a run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from corpus_factory import prepare_corpus
 
 from ser.errors import UserError
+from ser.metadata import remember_sound
 from ser.protocol import Protocol
 from ser.splits import PARTS
 
@@ -170,3 +172,23 @@ def test_a_clip_that_the_split_does_not_know_is_named(home):
     with pytest.raises(UserError) as caught:
         Protocol("ravdess", "holdout").part("train")
     assert f"{path}: 1 clips of the metadata are in no part: {first}" in str(caught.value)
+
+
+def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_home, monkeypatch):
+    shutil.copytree(prepared_home / "data", home / "data")
+    monkeypatch.setenv("SER_HOME", str(home))
+    protocol = Protocol("crema_d", "tfds", extra=["ravdess"])
+    heard, other, scored = (protocol.part("train")[0], protocol.part("train")[-1], protocol.part("test")[0])
+    assert other.corpus == "ravdess"
+    known = {clip.clip: f"{number:032x}" for number, clip in enumerate(protocol.table.clips)}
+    remember_sound("crema_d", known)
+    Protocol("crema_d", "tfds").part("test")
+    remember_sound("crema_d", known | {heard.clip: known[scored.clip]})
+    with pytest.raises(UserError, match=f"same recording in two parts: {heard.clip} .train. and {scored.clip} .test"):
+        Protocol("crema_d", "tfds").part("test")
+    Protocol("crema_d", "tfds", drop=[heard.clip]).part("test")
+    Protocol("crema_d", "emobox1").part("test")  # known to share its speakers, and tagged
+    remember_sound("crema_d", known)
+    remember_sound("ravdess", {other.clip: known[scored.clip]})
+    with pytest.raises(UserError, match=f"{other.clip} .train. and {scored.clip} .test"):
+        Protocol("crema_d", "tfds", extra=["ravdess"]).part("test")

@@ -114,12 +114,18 @@ def test_rates_and_channels_are_those_of_the_files(report):
     assert facts["sample_rates"]["8000"] == facts["sample_rates"]["48000"] == 1
     assert facts["channels"]["2"] == facts["channels"]["3"] == 1
     assert report.findings[CLIP["24 bits"]].subtype == "PCM_24"
+    assert any(note.startswith("not at the 16000 Hz of the official files: 2 clips, kept: ") for note in report.notes)
 
 
 def test_a_wav_that_is_not_the_official_file_is_noted_and_other_containers_are_not(report):
     flagged = {clip for clip, flags in report.as_dict()["flags"].items() if "not the official file (checksum)" in flags}
     assert flagged == {CLIP[what] for what in ODD}
     assert CLIP["twin"] not in flagged
+    compared = {clip for clip, finding in report.findings.items() if finding.compared}
+    assert flagged <= compared
+    assert CLIP["twin"] not in compared
+    assert report.as_dict()["checksums"] == len(compared)
+    assert f"checksums {len(compared)} files compared" in verify.table(report)
     assert any(f"(checksum): {len(ODD)} clips" in note for note in report.notes)
 
 

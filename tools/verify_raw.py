@@ -22,6 +22,7 @@ def main() -> None:
     report = verify.check(corpus, arguments.raw or metadata.raw_folder(corpus.name), arguments.allow_missing)
     path = corpus_folder(corpus.name) / "verify.json"
     write_json(path, report.as_dict())
+    metadata.remember_sound(corpus.name, report.sound)
     print(verify.table(report))
     if report.errors:
         raise UserError(f"{len(report.errors)} errors in {report.raw}; all of them stand in {path}")
