@@ -10,7 +10,7 @@ export raw := ""
 allow_missing := ""
 # part that `eval` scores: test or val
 part := "test"
-# label source that `eval` scores against: intended, voice, multimodal; the run's own without it
+# label source that `eval` and `cross` score against: intended, voice, multimodal; the run's own, or intended, without it
 labels := ""
 # clips of each speaker that `eval` normalises by, for models that do; all without it
 speaker_clips := ""
@@ -217,7 +217,7 @@ eval RUN *OPTIONS: _install
 [no-cd]
 [no-exit-message]
 cross *RUN_CORPUS: _install
-    @'{{ python }}' '{{ tools }}/cross_corpus.py' --calm '{{ calm }}' {{ adapted }} "$@"
+    @'{{ python }}' '{{ tools }}/cross_corpus.py' --calm '{{ calm }}' --labels '{{ labels }}' {{ adapted }} "$@"
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]

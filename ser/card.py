@@ -9,7 +9,7 @@ from typing import Any
 
 from ser import __version__, checkpoints
 from ser.errors import UserError
-from ser.evaluate_run import is_of_best
+from ser.evaluate_run import how_chosen, is_known, is_of_best
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
 from ser.robustness import shown_value
@@ -59,6 +59,19 @@ def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
         except UserError:
             continue
         if is_of_best(metrics, model.checkpoint):
+            found.append((path.parent, metrics))
+    return found
+
+
+def over_folds(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
+    """Return folder and pooled metrics of the cross-validations that this run is a fold of."""
+    found = []
+    for path in sorted(model.run.folder.parent.glob("*-cv-*/eval/*/metrics.json")):
+        try:
+            metrics = read_json(path)
+        except UserError:
+            continue
+        if is_known(metrics) and model.run.folder.name in [fold["run"] for fold in metrics.get("folds", [])]:
             found.append((path.parent, metrics))
     return found
 
@@ -184,14 +197,16 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     protocol = model.experiment.protocol
     lines = [
         "## Figures", "",
-        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {choice(model)} Intervals are 95 % "
-        "percentiles over draws of speakers; they do not cover the variation between training seeds.", "",
+        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {how_chosen(model.experiment)} "
+        "Intervals are 95 % percentiles over draws of speakers; they do not cover the variation between training "
+        "seeds.", "",
     ]  # fmt: skip
-    if not scored:
+    pooled = over_folds(model)
+    if not scored and not pooled:
         return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
     lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
     lines.append("|---|" + "---|" * (len(FIGURES) + 2))
-    for _, metrics in scored:
+    for _, metrics in [*scored, *pooled]:
         what = scored_on(metrics)
         if metrics["part"] == "test":
             what += f" (scored {metrics['test_scorings']} time{'s' if metrics['test_scorings'] != 1 else ''})"
@@ -199,22 +214,14 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
         missing = f" ({metrics['clips_missing']} missing)" if metrics["clips_missing"] else ""
         cells += [f"{metrics['n_clips']}{missing}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
+    if pooled:
+        lines += [
+            "",
+            "`pooled-folds`: each fold scored by a model of its own with these settings; this is one of them.",
+        ]
     if reasons := sorted({metrics["ci95_reason"] for _, metrics in scored if metrics.get("ci95_reason")}):
         lines += ["", *(f"No interval: {reason}." for reason in reasons)]
     return "\n".join(lines)
-
-
-def choice(model: Trained) -> str:
-    """Say how the weights were chosen."""
-    experiment = model.experiment
-    if experiment.model.solves:
-        again = ", then all was solved again on both parts" if experiment.model.refit else ""
-        return f"The strength of the regularisation was chosen on the validation part{again}."
-    if experiment.training.with_validation:
-        return "The validation part was trained on, too, for a number of epochs fixed before; nothing was chosen on it."
-    if experiment.training.keep == "last":
-        return "The weights are those of the last epoch; nothing was chosen on the validation part."
-    return "The checkpoint was chosen on the validation part, so figures of that part are a little optimistic."
 
 
 def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:

@@ -89,6 +89,10 @@ def check_same(one: Predictions, other: Predictions, folders: list[Path]) -> Non
         raise UserError(f"{names}: have different labels ({', '.join(one.labels)}; {', '.join(other.labels)})")
     if apart := sorted(set(one.clips) ^ set(other.clips)):
         raise UserError(f"{names}: were scored on different clips: {some(apart)}; score both again: just eval RUN")
+    if one.speakers != other.speakers:
+        raise UserError(
+            f"{names}: speakers have other names now than when one was scored; score both again: just eval RUN"
+        )
     changed = [clip for clip, a, b in zip(one.clips, one.references, other.references, strict=True) if a != b]
     if changed:
         raise UserError(

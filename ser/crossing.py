@@ -12,6 +12,7 @@ from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
 from ser.metadata import Table, known_sound, metadata_path, read_table
+from ser.protocol import Protocol
 from ser.runs import Trained, trained
 from ser.stats import columns
 from ser.votes import stored_votes
@@ -27,7 +28,12 @@ COLUMNS = (
 
 
 def cross(
-    name: str, corpus: str, calm: str = CALM_POLICIES[0], adapt: bool = False, progress: bool = True
+    name: str,
+    corpus: str,
+    calm: str = CALM_POLICIES[0],
+    adapt: bool = False,
+    progress: bool = True,
+    label_source: str = "intended",
 ) -> tuple[Path, dict[str, Any]]:
     """Score a run on every clip of another corpus, over the labels that both share.
 
@@ -38,6 +44,7 @@ def cross(
         adapt: normalise features by the other corpus's statistics instead of the training part's; no label is looked
             at, and the figures carry the tag ``transductive``.
         progress: show a bar.
+        label_source: one of ``votes.LABEL_SOURCES`` that the other corpus has.
 
     Raises:
         UserError: the run's own corpus, or recordings that it was trained on, too few shared labels, or a model without
@@ -50,12 +57,13 @@ def cross(
     if corpus in (*model.experiment.protocol.extra, *model.began_on):
         raise UserError(f"{model.run.folder.name} was trained on {corpus}, too; its figures there would say nothing")
     table = read_table(corpus)
-    occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in table.clips})
+    labelled = Protocol(corpus, "none", label_source=label_source).labelled(table.clips, "test")
+    occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in labelled})
     shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
-    clips = [clip for clip in table.clips if clip.emotion in mapping]
-    left_out = sorted({clip.emotion for clip in table.clips} - mapping.keys())
+    clips = [clip for clip in labelled if clip.emotion in mapping]
+    left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
     protocol = model.experiment.protocol
-    trained_on = {"training": protocol.members["train"], corpus: clips}
+    trained_on = {"training": model.experiment.trained_clips, corpus: clips}
     splits.check_same_sound(
         trained_on, protocol.sound | {corpus: known_sound(corpus)}, f"{model.run.folder.name} on {corpus}"
     )
@@ -63,17 +71,17 @@ def cross(
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
-    label, whole = label_of(corpus, calm, adapt), f"{corpus}-none-all"
+    label, whole = label_of(corpus, calm, adapt, label_source), f"{corpus}-none-all"
     about = about_run(model) | {
         "corpus": corpus,
         "split_scheme": "none",
         "fold": None,
         "part": "all",
-        "label_source": "intended",
+        "label_source": label_source,
         "split_sha256": model.experiment.protocol.split.sha256,
         "clips_missing": table.missing,
         "speaker_independent": not model.experiment.protocol.tags and not unknown,
-        "raters": raters(stored_votes(corpus), "intended", clips),
+        "raters": raters(stored_votes(corpus), label_source, clips),
         "tags": [
             "cross-corpus",
             *(["transductive"] if adapt else []),
@@ -82,17 +90,18 @@ def cross(
         ],
         "test_scorings": scorings.count_scoring(model.run.folder, whole, label.removeprefix(whole)),
         "calm_policy": calm,
-        "left_out": {emotion: sum(clip.emotion == emotion for clip in table.clips) for emotion in left_out},
+        "left_out": {emotion: sum(clip.emotion == emotion for clip in labelled) for emotion in left_out},
     }
     folder = model.run.folder / "eval" / label
     tempered = predictions.tempered(model.temperature).mapped(shared, mapping)
     return folder, evaluation.write_evaluation(folder, predictions.mapped(shared, mapping), about, clips, tempered)
 
 
-def label_of(corpus: str, calm: str, adapt: bool) -> str:
+def label_of(corpus: str, calm: str, adapt: bool, label_source: str = "intended") -> str:
     """Name the evaluation on another corpus."""
     policy = "" if calm == CALM_POLICIES[0] else f"-{calm}"
-    return f"{corpus}-none-all{policy}{'-adapted' if adapt else ''}"
+    labels = "" if label_source == "intended" else f"-{label_source}"
+    return f"{corpus}-none-all{policy}{labels}{'-adapted' if adapt else ''}"
 
 
 def adapt_statistics(model: Trained, table: Table) -> None:

@@ -1,6 +1,7 @@
 """Seeding, the device, and the processes that torchrun has started."""
 
 import ctypes
+import itertools
 import os
 import random
 import resource
@@ -55,7 +56,9 @@ class Meeting:
 
     def __init__(self) -> None:
         store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
-        self.store = torch.distributed.PrefixStore(f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        # The launcher's store keeps what earlier meetings of these processes, and those before a restart, have left.
+        name = f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(numbers)}"
+        self.store = torch.distributed.PrefixStore(name, store)
         self.meetings = 0
 
     def sum(self, values: Sequence[int]) -> list[int]:
@@ -80,6 +83,7 @@ class Meeting:
 # Long: one process may have far more to do than another. torchrun ends the rest when one dies.
 PATIENCE = timedelta(days=7)
 meeting: Meeting | None = None
+numbers = itertools.count()  # of meetings, the same in every process: all come to each in the same order
 
 
 @contextmanager
@@ -161,7 +165,7 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         raise UserError(
             f"another process of this run has ended ({first_line(error)}); see its "
-            "message, then go on with: just resume RUN"
+            f"message, then go on with: just gpus={world_size()} resume RUN"
         ) from error
 
 

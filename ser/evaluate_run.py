@@ -19,6 +19,7 @@ from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
 from ser.runs import Trained, trained
 from ser.scorings import count_scoring
+from ser.starting import begun_tags
 from ser.state import check_made_with, check_unchanged
 from ser.tracking import read_log
 from ser.votes import Votes, plurality
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "evaluated",
     "highest",
+    "how_chosen",
     "is_known",
     "is_of_best",
     "predict",
@@ -165,7 +167,7 @@ def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip])
 
 def tags_of(model: Trained) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    begun = [f"begun-on-{corpus}" for corpus in model.began_on]
+    begun = begun_tags(model.checkpoint["state"].get("start"))
     return [*model.experiment.tags, *begun, *([] if model.finished else ["unfinished"])]
 
 
@@ -250,6 +252,18 @@ def commits_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({commit for line in lines for commit in line.get("commits", [])})
 
 
+def how_chosen(experiment: Experiment) -> str:
+    """Say how a run's weights are chosen, in a sentence."""
+    if experiment.model.solves:
+        again = ", then all was solved again on both parts" if experiment.model.refit else ""
+        return f"The strength of the regularisation was chosen on the validation part{again}."
+    if experiment.training.with_validation:
+        return "The validation part was trained on, too, for a number of epochs fixed before; nothing was chosen on it."
+    if experiment.training.keep == "last":
+        return "The weights are those of the last epoch; nothing was chosen on the validation part."
+    return "The checkpoint was chosen on the validation part, so figures of that part are a little optimistic."
+
+
 def about_run(model: Trained) -> dict[str, Any]:
     """Return what stands beside every figure of a run."""
     classifier, state = model.experiment.model, model.checkpoint["state"]
@@ -268,6 +282,7 @@ def about_run(model: Trained) -> dict[str, Any]:
         + (", validation speakers too" if model.experiment.trains_on_validation else "")
         + (f", begun with {start['run']}" if start else ""),
         "train_speakers": list(model.checkpoint["train_speakers"]),
+        "chosen": how_chosen(model.experiment),
         "trained_labels": model.experiment.protocol.label_source,
         "dropped": sorted(model.experiment.protocol.drop),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from ser import config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluate_run import commits_of, evaluated, highest, raters
+from ser.evaluate_run import commits_of, evaluated, highest, how_chosen, raters
 from ser.files import outputs_folder, read_json, write_text
 from ser.launching import Job, needs_processes, train_in_processes
 from ser.predictions import pool, read_predictions
@@ -17,7 +17,14 @@ from ser.starting import read_start
 
 __all__ = ["cross_validate"]
 
-SAME_IN_FOLDS = ("model", "parameters_total", "parameters_trained", "label_source", "trained_labels", "dropped")
+SAME_IN_FOLDS = (
+    "model",
+    "parameters_total",
+    "parameters_trained",
+    "label_source",
+    "trained_labels",
+    "dropped",
+)
 
 
 def cross_validate(
@@ -79,6 +86,7 @@ def cross_validate(
         "hours": round(sum(result["hours"] for result in results), 3),
         "memory_gib": highest(results, "memory_gib"),
         "trained_on": f"{whole}{beyond}, each fold on the others{but}",
+        "chosen": how_chosen(first),
         "speaker_independent": not protocol.tags,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,

@@ -130,6 +130,9 @@ def train_in_processes(experiment: str, works: Sequence[Job], jobs: int, gpus: i
                         failed.append((work, process.returncode))
                     else:
                         print(f"{work.name}: trained", flush=True)
+        if stop.signal and not failed:
+            print("stopped between two trainings; the same command goes on")
+            return stop.status
     for work, status in failed:
         lines = work.log.read_text(errors="replace").strip().splitlines()
         why = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or [""]

@@ -122,6 +122,8 @@ def protocol(metrics: dict[str, Any]) -> str:
         f"split {metrics['split_sha256'][:12]}",
         f"test scorings {metrics['test_scorings']}",
     ]
+    if chosen := metrics.get("chosen"):
+        facts.append(chosen[0].lower() + chosen[1:].rstrip("."))
     if heard := [name for name in metrics.get("train_speakers") or [] if name]:
         facts.append(f"trained on {len(heard)} speaker{'s' if len(heard) > 1 else ''}: {some(heard, 40)}")
     if metrics["absent"]:

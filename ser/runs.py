@@ -75,6 +75,8 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     setup = set_up(experiment, fresh=not resume)  # what cannot work is said before anything is written
     with claimed(run):
         if dist.is_main():
+            if run.last.is_file() != resume:
+                raise UserError(f"{run.folder}: another process has trained this run meanwhile; give the command again")
             remember(run)
             if not resume:
                 write_text(run.folder / "run.gin", run.config)
@@ -130,11 +132,13 @@ class Trained:
     Attributes:
         experiment, run: of the run.
         checkpoint: what ``best.pt`` says of itself.
+        finished: whether the run had made its last step before it was read; if not, a figure of it is provisional.
     """
 
     experiment: Experiment
     run: Run
     checkpoint: dict[str, Any]
+    finished: bool
 
     @property
     def temperature(self) -> float:
@@ -146,11 +150,6 @@ class Trained:
         """The other corpora that the run which training began with has heard, if it began with one."""
         return list((self.checkpoint["state"].get("start") or {}).get("corpora", []))
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run has made its last step; a figure made before is only provisional."""
-        return checkpoints.is_finished(self.run.last)
-
 
 def trained(name: str) -> Trained:
     """Reopen a run with its best weights.
@@ -159,10 +158,11 @@ def trained(name: str) -> Trained:
         UserError: not trained yet, or configuration, split or clips were changed since.
     """
     experiment, run = reopen(name)
+    finished = checkpoints.is_finished(run.last)  # first: a training that ends meanwhile may have better weights
     checkpoint = checkpoints.load(run.best)
     check_unchanged(run, experiment, checkpoint, run.best)
     checkpoints.restore(experiment.model, checkpoint["model"], run.best)
     device = dist.device()
     experiment.model.to(device)
     experiment.features.front_end.to(device)
-    return Trained(experiment, run, checkpoint)
+    return Trained(experiment, run, checkpoint, finished)

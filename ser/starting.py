@@ -1,6 +1,7 @@
 """Beginning with the weights of another run: which of them are taken, and what that run must not have heard."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ser import checkpoints
-from ser.errors import UserError
+from ser.errors import UserError, some
 from ser.files import run_folder
 from ser.interfaces import Classifier
 from ser.layers import InputNorm
+from ser.metadata import known_sound
 from ser.optim import kept
 from ser.protocol import Protocol
 
-__all__ = ["Start", "begin_with", "read_start"]
+__all__ = ["Start", "begin_with", "begun_tags", "read_start"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def read_start(name: str, protocol: Protocol) -> Start:
         protocol: of the run that begins.
 
     Raises:
-        UserError: no such run, it is not finished, or it was trained on the corpus by another split.
+        UserError: no such run, it is not finished, or it was trained on the corpus by another split, or on recordings
+            of it by other names.
     """
     if name == "last":
         raise UserError("train/start is 'last', which means another run tomorrow; name the run")
@@ -73,12 +76,26 @@ def read_start(name: str, protocol: Protocol) -> Start:
             f"{protocol.describe()} validates or tests on; begin with a run on another corpus, or on the same split "
             "and fold"
         )
+    parts = {corpus: known_sound(corpus) for corpus in sorted({own["corpus"], *others} - {protocol.corpus})}
+    scored = {
+        protocol.sound[protocol.corpus].get(clip.clip) for part in ("val", "test") for clip in protocol.members[part]
+    }
+    if twice := [name for sound in parts.values() for name, content in sound.items() if content in scored]:
+        raise UserError(
+            f"train/start: {folder.name} was trained on {own['corpus']}, which holds recordings that "
+            f"{protocol.describe()} validates or tests on: {some(twice, 3)}; begin with another run"
+        )
     facts = {
         "run": folder.name,
         "corpora": sorted({own["corpus"], *others} - {protocol.corpus}),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     return Start(path, facts, content["model"], tuple(content["labels"]), content.get("encoder"))
+
+
+def begun_tags(start: Mapping[str, Any] | None) -> list[str]:
+    """Return a tag for each other corpus that the run which a training began with has heard."""
+    return [f"begun-on-{corpus}" for corpus in (start or {}).get("corpora", [])]
 
 
 @torch.no_grad()

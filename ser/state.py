@@ -188,7 +188,9 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
         )
     for name, module in experiment.model.named_modules():
         never = (
-            isinstance(module, RunningNorm) and module.kind != "none" and checkpoint["model"].get(f"{name}.steps") == 0
+            isinstance(module, RunningNorm)
+            and module.kind == "speaker"
+            and checkpoint["model"].get(f"{name}.steps") == 0
         )
         if never:
             raise UserError(

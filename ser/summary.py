@@ -100,8 +100,12 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if any(other.clips != members[0].clips or other.labels != members[0].labels for other in members):
-            print(f"seeds of {paths[0].parents[2].name} were scored on different clips of {label}", file=sys.stderr)
+        about = [(each.clips, each.labels, each.speakers) for each in members]
+        if any(other != about[0] for other in about):
+            print(
+                f"seeds of {paths[0].parents[2].name} were scored on different clips or speakers of {label}",
+                file=sys.stderr,
+            )
             continue
         weights = draws_of(members[0])
         drawn = np.stack([sums_of(predictions).figures(weights)["uar"] for predictions in members])

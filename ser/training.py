@@ -11,6 +11,7 @@ from ser.progress import progress as progress_bar
 from ser.samplers import prefetch, timed
 from ser.scoring import validation_figures
 from ser.solving import solve
+from ser.starting import begun_tags
 from ser.state import State, epoch_values, restore, save
 from ser.steps import Stepper, check_finite
 from ser.tracking import Tracker, read_log
@@ -33,7 +34,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
 
     Raises:
         UserError: data or settings that cannot work, found before the first step wherever possible.
-        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the state is saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1, also in the last validation; the state is saved.
     """
     training, seed, model = experiment.training, experiment.seed, setup.model
     steps = training.epochs * len(setup.order(training, seed, 0))
@@ -43,8 +44,9 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     state = State(start=setup.start)
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
-    title = plots.tagged_title(run.folder.name, tags=experiment.tags)
-    tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, experiment.tags)
+    tags = [*experiment.tags, *begun_tags(state.start)]
+    title = plots.tagged_title(run.folder.name, tags=tags)
+    tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, tags)
     tracker.rewind(state.step, state.epoch)
     if not resume:
         dist.seed_everything(seed + dist.rank())
@@ -107,9 +109,10 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
             save(run.last, experiment, run, state, setup, stepper.scaler)
             if dist.is_main():
                 plots.curves(run.folder / "curves.png", read_log(run.folder), title)
-            if dist.all_gather(stop.signal) != [0] * dist.world_size() and not state.finished:
+            if dist.all_gather(stop.signal) != [0] * dist.world_size():
                 tracker.close()
-                raise Interrupted(f"stopped after epoch {state.epoch}; {how_to_go_on(run)}", stop.status)
+                left = "which was the last" if state.finished else how_to_go_on(run)
+                raise Interrupted(f"stopped after epoch {state.epoch}; {left}", stop.status)
     tracker.close()
     return state
 

@@ -1,5 +1,6 @@
 """What follows a training: worse recordings, several runs as one, every run on every corpus, the report."""
 
+import csv
 import html
 import json
 import re
@@ -14,15 +15,17 @@ import pytest
 import torch
 from conftest import StopAfter, command, one_error_line
 
-from ser import calibration, comparing, config, crossing, ensembles, report, robustness, runs, training
+from ser import calibration, card, comparing, config, crossing, ensembles, protocol, report, robustness, runs, training
 from ser.batches import SoundSource, open_source
 from ser.errors import UserError
 from ser.evaluate_run import evaluate
 from ser.files import read_json, write_json
 from ser.folds import cross_validate
+from ser.labels import label_set
 from ser.metadata import read_table
 from ser.pages import page, table
 from ser.predictions import Predictions
+from ser.votes import Votes
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
@@ -289,7 +292,7 @@ def test_an_ensemble_says_what_each_member_was_trained_on(trained_home):
 
 
 def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home):
-    folder, _ = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    folder, pooled = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     first = folder.parents[1]
     shutil.copytree(first, first.with_name("as-if-of-another-seed"))
     names = [first.name, "as-if-of-another-seed"]
@@ -299,6 +302,9 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
         assert "Confusion" in report.report(name).read_text()
     assert "Folds" in report.report(names[0]).read_text()
     assert comparing.compare(*names)[1]["n_clips"] == metrics["n_clips"]
+    figures = card.figures(runs.trained(pooled["folds"][1]["run"]), [])
+    assert f"{pooled['uar']:.3f}" in figures
+    assert "pooled-folds" in figures
 
 
 def test_figures_of_other_weights_or_of_an_earlier_version_are_made_again(trained_home):
@@ -315,7 +321,7 @@ def test_figures_of_other_weights_or_of_an_earlier_version_are_made_again(traine
 # Every run on every corpus
 
 
-def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, capsys):
+def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, monkeypatch):
     run = train("ravdess_ecapa")
     folder, rows = crossing.matrix(progress=False)
     assert {(row["corpus"], row["adapted"]) for row in rows} >= {("crema_d", False), ("crema_d", True), ("demo", True)}
@@ -330,6 +336,22 @@ def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, c
     assert crossing.matrix(progress=False)[1] == rows
     assert (run.folder / "scorings.jsonl").read_text() == scorings  # nothing was scored again
     assert "a corpus is missing" in one_error_line(command("cross_corpus.py", "last", home=trained_home))
+    heard = {"angry": "happy", "happy": "angry", "neutral": ""}  # by what was meant; all else as it was meant
+    labels = label_set("crema_d")
+
+    def votes_for(label: str) -> tuple[int, ...]:
+        return tuple(4 * (each == heard.get(label, label)) + 1 for each in labels)
+
+    votes = {clip.clip: Votes(votes_for(clip.emotion), (1,) * 6) for clip in read_table("crema_d").clips}
+    for room in (protocol, crossing):
+        monkeypatch.setattr(room, "stored_votes", lambda corpus: votes if corpus == "crema_d" else {})
+    folder, metrics = crossing.cross("last", "crema_d", progress=False, label_source="voice")
+    assert (folder.name, metrics["label_source"], metrics["raters"]) == ("crema_d-none-all-voice", "voice", None)
+    told = {row["clip"]: row["label"] for row in csv.DictReader((folder / "predictions.csv").open())}
+    meant = {clip.clip: clip.emotion for clip in read_table("crema_d").clips if clip.emotion != "neutral"}
+    assert told == {clip: heard.get(label, label) for clip, label in meant.items()}
+    with pytest.raises(UserError, match="only CREMA-D has"):
+        crossing.cross("last", "demo", progress=False, label_source="voice")
 
 
 def test_a_matrix_without_runs_and_a_model_without_statistics_are_said(trained_home):

@@ -124,7 +124,9 @@ def test_the_command_prints_differences_and_says_why_there_is_no_interval(home):
     assert "p 0.125" in done.stdout  # the smallest that four speakers allow
 
 
-@pytest.mark.parametrize("what", ["clips", "labels", "references", "unscored", "same", "absent", "ambiguous"])
+@pytest.mark.parametrize(
+    "what", ["clips", "labels", "references", "speakers", "unscored", "same", "absent", "ambiguous"]
+)
 def test_what_cannot_be_compared_is_one_line(run_here, home, what):
     one, other = predictions(1, 0.5), predictions(2, 2.0)
     write(home, "one", one)
@@ -135,7 +137,10 @@ def test_what_cannot_be_compared_is_one_line(run_here, home, what):
         other = predictions(2, 2.0, labels=("angry", "happy", "surprised"))
     elif what == "references":
         other.references[:] = [LABELS[0]] * len(other.references)
+    elif what == "speakers":
+        other.speakers[:] = [f"speaker {name}" for name in other.speakers]
     says = {
+        "speakers": "speakers have other names now",
         "clips": "different clips", "labels": "different labels (", "references": "different labels of",
         "unscored": "other: not scored on 'val' yet; run: just part=val eval other", "same": "the same run twice",
         "absent": "no run", "ambiguous": "give the whole name",

@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,16 +17,17 @@ TOGETHER = """
 import time
 from pathlib import Path
 from ser import dist
-with dist.processes():
-    rank, place = dist.rank(), Path({place!r})
-    assert dist.world_size() == 2
-    assert dist.is_main() == (rank == 0)
-    if rank == 0:
-        time.sleep(0.3)
-        place.write_text("here")
-    dist.barrier()
-    assert place.read_text() == "here", "the barrier waits for the slowest"
-    print(rank, dist.summed([rank, 10 + rank, 2**40]))
+for time_of_meeting in ("first", "second"):
+    with dist.processes():
+        rank, place = dist.rank(), Path({place!r} + time_of_meeting)
+        assert dist.world_size() == 2
+        assert dist.is_main() == (rank == 0)
+        if rank == 0:
+            time.sleep(0.3)
+            place.write_text("here")
+        dist.barrier()
+        assert place.read_text() == "here", "the barrier waits for the slowest"
+        print(rank, dist.summed([rank, 10 + rank, 2**40]))
 """
 
 
@@ -63,11 +63,10 @@ def test_int8_finds_an_engine_where_torch_has_chosen_none(monkeypatch, engine, s
 
 
 def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the launcher's
     code = TOGETHER.format(place=str(tmp_path / "mark"))
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     shared["CUDA_VISIBLE_DEVICES"] = ""
     running = [
         subprocess.Popen(
@@ -78,7 +77,7 @@ def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
     ]  # fmt: skip
     ended = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], ended
-    assert [out for out, _ in ended] == [f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
+    assert [out for out, _ in ended] == [2 * f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
 
 
 def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import StopAfter
 
-from ser import checkpoints, config, runs, starting, training
+from ser import checkpoints, config, crossing, protocol, runs, starting, training
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluate_run import evaluate
 from ser.files import run_folder
 from ser.folds import cross_validate
+from ser.starting import begun_tags
 from ser.workbench import set_up
 
 SMALL = ["track/wandb = 'off'", "train/epochs = 1", "train/batch_size = 16"]
@@ -59,6 +60,7 @@ def test_figures_say_on_what_a_run_was_begun_and_that_corpus_is_not_scored(train
     _, metrics = evaluate(second, progress=False)
     assert "begun-on-crema_d" in metrics["tags"]
     assert metrics["trained_on"] == f"ravdess emobox6 fold 1, begun with {first}"
+    assert begun_tags(best(second)["state"]["start"]) == metrics["tags"]
     assert best(second)["state"]["start"]["corpora"] == ["crema_d"]
     with pytest.raises(UserError, match="was trained on crema_d, too"):
         cross(second, "crema_d", progress=False)
@@ -74,6 +76,19 @@ def test_another_split_of_the_corpus_is_refused_and_the_same_is_not(trained_home
     assert evaluate(second, progress=False)[1]["tags"] == []
     taken = begun("ravdess_ecapa", *ECAPA, f"train/start = '{first}'")
     assert torch.equal(taken["head.3.weight"], best(first)["model"]["head.3.weight"])  # the labels are the same
+
+
+def test_recordings_that_would_be_scored_are_known_by_their_samples_in_another_corpus(trained_home, monkeypatch):
+    first = make("crema_d_ecapa", *ECAPA)
+    experiment, _ = runs.create(config.load("ravdess_ecapa", ECAPA))
+    heard, scored = runs.trained(first).experiment.trained_clips[0], experiment.protocol.part("test")[0]
+    known = {"crema_d": {heard.clip: "same"}, "ravdess": {scored.clip: "same"}}
+    for room in (starting, crossing, protocol):
+        monkeypatch.setattr(room, "known_sound", lambda corpus: known.get(corpus, {}))
+    with pytest.raises(UserError, match=f"which holds recordings that ravdess .* tests on: {heard.clip}"):
+        begun("ravdess_ecapa", *ECAPA, f"train/start = '{first}'")
+    with pytest.raises(UserError, match=rf"the same recording in two parts: {heard.clip} .training. and {scored.clip}"):
+        crossing.cross(first, "ravdess", progress=False)
 
 
 def test_an_encoder_that_was_tuned_goes_on_from_there(encoded, trained_home):

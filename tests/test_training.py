@@ -19,6 +19,7 @@ from ser.errors import UserError
 from ser.extraction import extract
 from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
+from ser.workbench import set_up
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 2", "train/crop_seconds = 0.5",
@@ -229,6 +230,33 @@ def test_a_lost_environment_never_keeps_a_run_from_resuming(text, trained_home, 
     assert runs.train(experiment, run, progress=False) == 0
     assert "earlier sessions are lost" in capsys.readouterr().err
     assert len(json.loads(path.read_text())["sessions"]) == 1
+
+
+def test_a_stop_in_the_last_validation_is_met_and_the_run_is_whole(trained_home, monkeypatch, capsys):
+    """Else a cross-validation would go on with its next fold."""
+    experiment, run = start("demo_ecapa")
+    steps = 2 * len(set_up(experiment).order(experiment.training, 1, 0)) + 1  # looked at in each step, after each epoch
+    monkeypatch.setattr(training, "stop_requests", lambda: StopAfter(steps))
+    assert runs.train(experiment, run, progress=False) == 130
+    assert "stopped after epoch 2; which was the last" in capsys.readouterr().out
+    assert checkpoints.is_finished(run.last)
+    assert runs.train(*start("demo_ecapa"), progress=False) == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_trained_meanwhile_is_left_alone(trained_home, monkeypatch):
+    experiment, run = start("demo_ecapa")
+    prepare = runs.set_up
+
+    def slow(*arguments, **options):
+        monkeypatch.setattr(runs, "set_up", prepare)
+        assert runs.train(*start("demo_ecapa"), progress=False) == 0
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(runs, "set_up", slow)
+    with pytest.raises(UserError, match="another process has trained this run meanwhile"):
+        runs.train(experiment, run, progress=False)
+    assert checkpoints.is_finished(run.last)
 
 
 def test_early_stopping_ends_after_the_patience(trained_home):

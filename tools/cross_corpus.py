@@ -16,14 +16,23 @@ def main() -> None:
         "--calm", default=CALM_POLICIES[0], help="calm, where one side lacks it, counts as `neutral` or is `leave_out`"
     )
     parser.add_argument("--adapt", action="store_true", help="normalise by the other corpus's statistics: tagged")
+    parser.add_argument(
+        "--labels",
+        default="",
+        help="label source of CREMA-D: intended (default), voice, multimodal; with RUN and CORPUS",
+    )
     arguments = parser.parse_args()
     if arguments.run is not None and not arguments.corpus:
         raise UserError("a corpus is missing: just cross RUN CORPUS, or just cross alone for every run on every other")
 
+    if arguments.run is None and arguments.labels:
+        raise UserError("labels go with a run and a corpus: just labels=voice cross RUN crema_d")
+
     from ser import crossing, wording
 
     if arguments.run is not None:
-        scored = crossing.cross(arguments.run, arguments.corpus, arguments.calm, arguments.adapt)
+        run, corpus, labels = arguments.run, arguments.corpus, arguments.labels or "intended"
+        scored = crossing.cross(run, corpus, arguments.calm, arguments.adapt, label_source=labels)
         print(wording.evaluation(*scored))
     else:
         print(crossing.table(*crossing.matrix(arguments.calm)))

@@ -23,8 +23,8 @@ ravdess)
     train ravdess_stats_probe_copies
     run eval "$name"
     run report "$name"
-    run export "$name"
     run "$jobs" "$gpus" cv ravdess_stats_probe_copies
+    run export "$name" # after the folds, whose pooled figures stand in its card
     run "$jobs" "$gpus" cv ravdess_stats_probe 'stats/normalisation = "speaker"'
     ;;
 crema_d)
