@@ -34,33 +34,36 @@ overwrite := ""
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
-root := justfile_directory()
-python := root / ".venv/bin/python"
-tools := root / "tools"
-launch := if gpus == "1" { "" } else { quote(tools / "launch.py") + " " + quote(gpus) }
+# in quotes, for a path may hold anything
+just := quote(just_executable())
+this := quote(justfile())
+root := quote(justfile_directory())
+bin := quote(justfile_directory() / ".venv/bin")
+tools := quote(justfile_directory() / "tools")
+launch := if gpus == "1" { "" } else { tools + "/launch.py " + quote(gpus) }
 scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
 heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
 adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
 replaced := if overwrite == "1" { "--overwrite" } else if overwrite == "" { "" } else { error("overwrite is '" + overwrite + "'; expected 1, or nothing") }
-enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + speaker_clips }
+enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + quote(speaker_clips) }
 missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
 # list the recipes
 [private]
 default:
-    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --list --unsorted
+    @{{ just }} --justfile {{ this }} --list --unsorted
 
 # install everything into .venv, pinned; the other recipes do it on first use
 [group('setup')]
 setup:
-    @rm -f '{{ root }}/.venv/installed'
-    @'{{ just_executable() }}' --justfile '{{ justfile() }}' _install
+    @rm -f {{ root }}/.venv/installed
+    @{{ just }} --justfile {{ this }} _install
 
 [private]
 _install:
     #!/usr/bin/env bash
     set -euo pipefail
-    cd '{{ root }}'
+    cd {{ root }}
     # The stamp holds what was installed from; a change of either file installs again.
     wanted=$(cat setup.py constraints.txt | cksum)
     [ "$(cat .venv/installed 2>/dev/null || true)" = "$wanted" ] && exit 0
@@ -74,247 +77,247 @@ _install:
 [no-cd]
 [no-exit-message]
 doctor: _install
-    @'{{ root }}/.venv/bin/ser' doctor
+    @{{ bin }}/ser doctor
 
 # all phases on the built-in corpus: a few minutes on two CPU cores
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
 demo: _install
-    @'{{ tools }}/demo.sh' '{{ just_executable() }}' '{{ justfile() }}'
+    @{{ tools }}/demo.sh {{ just }} {{ this }}
 
 # the best model of ravdess or crema_d so far, from raw recordings to figures, report and export: just raw=PATH results ravdess
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
 results CORPUS: _install
-    @'{{ tools }}/results.sh' '{{ just_executable() }}' '{{ justfile() }}' "$1" 'jobs={{ jobs }}' 'gpus={{ gpus }}' ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
+    @{{ tools }}/results.sh {{ just }} {{ this }} "$1" {{ quote('jobs=' + jobs) }} {{ quote('gpus=' + gpus) }} ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
 
 # everything at full size on a GPU machine, unattended and resumable: just plan --list, just plan --rehearse, just plan
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
 plan *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/plan.py' '{{ just_executable() }}' '{{ justfile() }}' --gpus '{{ gpus }}' --jobs '{{ jobs }}' {{ missing }} "$@"
+    @{{ bin }}/python {{ tools }}/plan.py {{ just }} {{ this }} --gpus {{ quote(gpus) }} --jobs {{ quote(jobs) }} {{ missing }} "$@"
 
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 download CORPUS *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/download.py' "$@"
+    @{{ bin }}/python {{ tools }}/download.py "$@"
 
 # see that raw recordings are whole: just raw=PATH verify ravdess
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 verify CORPUS: _install
-    @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing }}
 
 # build data/CORPUS/metadata.csv
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 metadata CORPUS: _install
-    @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing }}
 
 # write data/CORPUS/splits/SCHEME.csv; all schemes without one
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 split CORPUS *SCHEME: _install
-    @'{{ python }}' '{{ tools }}/make_split.py' "$@"
+    @{{ bin }}/python {{ tools }}/make_split.py "$@"
 
 # clips by class, part, sex and speaker: table, picture, class weights
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 histogram CORPUS: _install
-    @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
+    @{{ bin }}/python {{ tools }}/class_hist.py "$1"
 
 # verify, metadata, all splits and histogram: just raw=PATH prepare ravdess
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 prepare CORPUS: _install
-    @'{{ python }}' '{{ tools }}/verify_raw.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
-    @'{{ python }}' '{{ tools }}/build_csv.py' "$1" ${raw:+--raw "$raw"} {{ missing }}
-    @'{{ python }}' '{{ tools }}/make_split.py' "$1"
-    @'{{ python }}' '{{ tools }}/class_hist.py' "$1"
+    @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/make_split.py "$1"
+    @{{ bin }}/python {{ tools }}/class_hist.py "$1"
 
 # features of gin/features/FEATURES.gin, or those of an experiment, into the store; resumes: just gpus=2 extract ravdess hubert_large
 [group('2 features')]
 [no-cd]
 [no-exit-message]
 extract CORPUS FEATURES *OVERRIDES: _install
-    @'{{ python }}' {{ launch }} '{{ tools }}/extract.py' "$@"
+    @{{ bin }}/python {{ launch }} {{ tools }}/extract.py "$@"
 
 # compare the layers of an encoder by a linear probe, on the training part alone: just probe ravdess hubert_large
 [group('2 features')]
 [no-cd]
 [no-exit-message]
 probe CORPUS FEATURES *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/probe.py' "$@"
+    @{{ bin }}/python {{ tools }}/probe.py "$@"
 
 # settings, wiring, defaults and unused values of an experiment; without one, the experiments that there are
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 show *EXP_OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/train.py' --show "$@"
+    @{{ bin }}/python {{ tools }}/train.py --show "$@"
 
 # 50 steps with loss, gradient norms, shapes and dtypes; keeps nothing
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 dry-run EXP *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/train.py' --dry-run "$@"
+    @{{ bin }}/python {{ tools }}/train.py --dry-run "$@"
 
 # train gin/exp/EXP.gin: just train ravdess_ecapa 'train/epochs = 5'
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 train EXP *OVERRIDES: _install
-    @'{{ python }}' {{ launch }} '{{ tools }}/train.py' "$@"
+    @{{ bin }}/python {{ launch }} {{ tools }}/train.py "$@"
 
 # go on with an interrupted run
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 resume RUN: _install
-    @'{{ python }}' {{ launch }} '{{ tools }}/train.py' --resume "$1"
+    @{{ bin }}/python {{ launch }} {{ tools }}/train.py --resume "$1"
 
 # train and test every fold of the experiment's scheme, resumable, and pool the folds: just jobs=3 cv EXP
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 cv EXP *OVERRIDES: _install
-    @'{{ python }}' '{{ tools }}/cv_train.py' --jobs '{{ jobs }}' --gpus '{{ gpus }}' "$@"
+    @{{ bin }}/python {{ tools }}/cv_train.py --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} "$@"
 
 # train with and without some changes, over seeds, and compare on validation: just seeds=3 ablate EXP 'a = 1' 'b = 2; c = 3'
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 ablate EXP *CHANGES: _install
-    @'{{ python }}' '{{ tools }}/ablate.py' --seeds '{{ seeds }}' --jobs '{{ jobs }}' --gpus '{{ gpus }}' "$@"
+    @{{ bin }}/python {{ tools }}/ablate.py --seeds {{ quote(seeds) }} --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} "$@"
 
 # hear and see what each augmentation does, to one sound: just augment-demo FILE
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
 augment-demo *SOUND: _install
-    @'{{ python }}' '{{ tools }}/augment_demo.py' "$@"
+    @{{ bin }}/python {{ tools }}/augment_demo.py "$@"
 
 # score a run on a part of its protocol: just part=val eval last
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 eval RUN *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/eval_model.py' --part '{{ part }}' --labels '{{ labels }}' {{ enrolled }} {{ scored }} "$@"
+    @{{ bin }}/python {{ tools }}/eval_model.py --part {{ quote(part) }} --labels {{ quote(labels) }} {{ enrolled }} {{ scored }} "$@"
 
 # score a run on another corpus over the shared labels, or every run on every other: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 cross *RUN_CORPUS: _install
-    @'{{ python }}' '{{ tools }}/cross_corpus.py' --calm '{{ calm }}' --labels '{{ labels }}' {{ adapted }} "$@"
+    @{{ bin }}/python {{ tools }}/cross_corpus.py --calm {{ quote(calm) }} --labels {{ quote(labels) }} {{ adapted }} "$@"
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 compare FIRST SECOND *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/compare.py' --part '{{ part }}' "$@"
+    @{{ bin }}/python {{ tools }}/compare.py --part {{ quote(part) }} "$@"
 
 # score several runs as one, averaged: just weights=fitted ensemble RUN RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 ensemble *RUNS: _install
-    @'{{ python }}' '{{ tools }}/ensemble.py' --part '{{ part }}' --average '{{ average }}' --weights '{{ weights }}' "$@"
+    @{{ bin }}/python {{ tools }}/ensemble.py --part {{ quote(part) }} --average {{ quote(average) }} --weights {{ quote(weights) }} "$@"
 
 # score a run on worse recordings (noise, babble, music, telephone, rooms, speed ...): just part=val robustness RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 robustness RUN *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/robustness.py' --part '{{ part }}' "$@"
+    @{{ bin }}/python {{ tools }}/robustness.py --part {{ quote(part) }} "$@"
 
 # outputs/RUN/report.html, all that is known of a run in one file: just sound=1 report last
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 report RUN *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/report.py' {{ heard }} "$@"
+    @{{ bin }}/python {{ tools }}/report.py {{ heard }} "$@"
 
 # outputs/summary.csv, .md, .tex: a line for every evaluation
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 summary: _install
-    @'{{ python }}' '{{ tools }}/summarize.py'
+    @{{ bin }}/python {{ tools }}/summarize.py
 
 # outputs/RUN/export: the model as TorchScript, ONNX, torch.export, half, int8, seen to answer as the run does, and its card
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
 export RUN: _install
-    @'{{ python }}' '{{ tools }}/export.py' "$1"
+    @{{ bin }}/python {{ tools }}/export.py "$1"
 
 # emotions of files, folders, patterns or standard input: just predict last speech.wav --window 3
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
 predict MODEL *FILES: _install
-    @'{{ root }}/.venv/bin/ser' predict "$@"
+    @{{ bin }}/ser predict "$@"
 
 # upload a run's export to s3://, hf://, file:// ...: just overwrite=1 publish last s3://bucket/name
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
 publish RUN URL *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/publish.py' {{ replaced }} "$@"
+    @{{ bin }}/python {{ tools }}/publish.py {{ replaced }} "$@"
 
 # dist/: wheel and source archive of ser-toolkit
 [group('8 delivery')]
 wheel: _install
-    @cd '{{ root }}' && rm -rf build && '{{ python }}' -m build --no-isolation --outdir dist . > /dev/null
-    @ls '{{ root }}'/dist/ser_toolkit-*
+    @cd {{ root }} && rm -rf build && {{ bin }}/python -m build --no-isolation --outdir dist . > /dev/null
+    @ls {{ root }}/dist/ser_toolkit-*
 
 # the tests: offline, on CPU, a few minutes; arguments go to pytest
 [group('upkeep')]
 test *ARGS: _install
-    @'{{ python }}' -m pytest "$@"
+    @{{ bin }}/python -m pytest "$@"
 
 # kill training and extraction at random moments, and compare what they end with
 [group('upkeep')]
 [no-cd]
 [no-exit-message]
 crash-test *OPTIONS: _install
-    @'{{ python }}' '{{ tools }}/crash_test.py' "$@"
+    @{{ bin }}/python {{ tools }}/crash_test.py "$@"
 
 # style and types
 [group('upkeep')]
 lint: _install
-    @'{{ root }}/.venv/bin/ruff' check .
-    @'{{ root }}/.venv/bin/ruff' format --check .
-    @'{{ root }}/.venv/bin/mypy' ser tools
-    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --check --unstable
+    @{{ bin }}/ruff check .
+    @{{ bin }}/ruff format --check .
+    @{{ bin }}/mypy ser tools
+    @{{ just }} --justfile {{ this }} --fmt --check --unstable
 
 # format the code and this file
 [group('upkeep')]
 fmt: _install
-    @'{{ root }}/.venv/bin/ruff' check --fix .
-    @'{{ root }}/.venv/bin/ruff' format .
-    @'{{ just_executable() }}' --justfile '{{ justfile() }}' --fmt --unstable
+    @{{ bin }}/ruff check --fix .
+    @{{ bin }}/ruff format .
+    @{{ just }} --justfile {{ this }} --fmt --unstable
 
 # measure against what a user would pick instead: augment, data, extraction, inference, models, startup, training
 [group('upkeep')]
 [no-cd]
 [no-exit-message]
 bench +NAMES: _install
-    @[[ " $* " != *" augment "* ]] || '{{ root }}/.venv/bin/pip' install --quiet --disable-pip-version-check --constraint '{{ root }}/constraints.txt' --editable '{{ root }}[bench]'
-    @'{{ python }}' '{{ tools }}/bench.py' "$@"
+    @[[ " $* " != *" augment "* ]] || {{ bin }}/pip install --quiet --disable-pip-version-check --constraint {{ root }}/constraints.txt --editable {{ root }}'[bench]'
+    @{{ bin }}/python {{ tools }}/bench.py "$@"
 
 # what CI runs: lint and tests
 [group('upkeep')]

@@ -89,6 +89,9 @@ class Operation:
             raise UserError(f"{type(self).__name__}: probability is {probability}; expected a value from 0 to 1")
         self.probability = probability
 
+    def ready(self) -> None:
+        """Raise a UserError where something is missing that training needs; a trained run needs it no more."""
+
     def chosen(self, random: ClipRandom) -> Tensor:
         """Return bool [B]: which clips to change."""
         return random.uniform() < self.probability

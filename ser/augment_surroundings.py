@@ -3,6 +3,7 @@
 Shapes: B clips, N samples at 16 kHz; ``lengths`` are long[B].
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ser import audio
 from ser.audio import SAMPLE_RATE
 from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
+from ser.files import files_in
 
 __all__ = ["BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb", "with_noise"]
 
@@ -74,6 +76,10 @@ class BackgroundNoise(Operation):
         super().__init__(probability)
         self.snr_low, self.snr_high = check_range("BackgroundNoise", "snr", snr_low, snr_high)
         self.recordings = Recordings("BackgroundNoise", folder)
+
+    def ready(self) -> None:
+        """Find the recordings."""
+        len(self.recordings)
 
     def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
         """Return sound [B, N] with noise inside each clip; the ratio of powers is exact."""
@@ -145,6 +151,10 @@ class RecordedRooms(Operation):
         super().__init__(probability)
         self.recordings = Recordings("RecordedRooms", folder)
 
+    def ready(self) -> None:
+        """Find the recordings."""
+        len(self.recordings)
+
     def __call__(self, sound: Tensor, lengths: Tensor, random: ClipRandom) -> Tensor:
         """Return sound [B, N] of the same lengths and energies."""
         chosen = self.chosen(random)
@@ -201,19 +211,25 @@ class LowPass(Operation):
 
 
 class Recordings:
-    """Sound files of a folder, read when they are first needed and kept.
-
-    Raises:
-        UserError: no such folder, or no sound in it.
-    """
+    """Sound files of a folder, found and read when they are first needed, and kept."""
 
     def __init__(self, name: str, folder: str):
-        self.paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in audio.SOUND_SUFFIXES)
-        if not self.paths:
-            raise UserError(
-                f"{name}: folder '{folder}' holds no sound; expected {', '.join(audio.SOUND_SUFFIXES)} files"
-            )
+        self.name, self.folder = name, Path(folder)
         self.kept: dict[int, Tensor] = {}
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The files.
+
+        Raises:
+            UserError: no such folder, or no sound in it.
+        """
+        paths = [path for path in files_in(self.folder) if path.suffix.lower() in audio.SOUND_SUFFIXES]
+        if not paths:
+            raise UserError(
+                f"{self.name}: folder '{self.folder}' holds no sound; expected {', '.join(audio.SOUND_SUFFIXES)} files"
+            )
+        return paths
 
     def __len__(self) -> int:
         return len(self.paths)

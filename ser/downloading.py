@@ -1,5 +1,6 @@
 """Where each corpus comes from and on which terms; ``download`` fetches it and unpacks its archive."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def trouble(source: Source, folder: Path, outcome: Outcome) -> str:
         if len(group) > 1 else f"{group[0].url} to {folder / group[0].path}"
         for parent, group in parents.items()
     ]  # fmt: skip
-    how = f"just raw={folder} prepare {source.corpus}"
+    how = f"just {shlex.quote(f'raw={folder}')} prepare {source.corpus}"
     if copies[0].endswith(".zip"):
         how = f"run this again, which unpacks it; or unpack it there yourself and go on with: {how}"
     return f"no network: {next(iter(outcome.failed.values()))}; bring {' and '.join(copies)}, then {how}"

@@ -155,6 +155,9 @@ class EncoderFeatures(FrontEnd):
         self.suffix = f"-{keep}" + ("" if layers is None else "-" + "-".join(map(str, wanted)))
         self.options = "" if keep == "statistics" else f" 'encoder/keep = \"{keep}\"'"
         self.options += "" if layers is None else f" 'encoder/layers = {wanted}'"
+        for name, usual in (("precision", "auto"), ("revision", "main")):
+            if (value := getattr(encoder, name)) != usual:
+                self.options += f" 'encoder/{name} = \"{value}\"'"
 
     @property
     def spec(self) -> dict[str, Any]:

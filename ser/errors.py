@@ -78,6 +78,9 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
                 time.sleep(HEARD_ONCE)  # what all processes meet, the main one says, and the others are ended
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER)
+        except PermissionError as error:  # also of pathlib's questions inside a folder that may not be entered
+            print(f"error: {error.filename}: {error.strerror}; let yourself read (or write) it", file=sys.stderr)
+            sys.exit(EXIT_USER)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's own; to import it here would cost a second
                 raise

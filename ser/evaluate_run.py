@@ -201,8 +201,11 @@ def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True
     """
     check_unchanged(run, experiment, checkpoints.load(run.best), run.best)
     protocol = experiment.protocol
-    label, clips = protocol.evaluation(part), len(protocol.part(part))
-    if current_figures(run.folder, label, split_sha256=protocol.split.sha256, n_clips=clips):
+    label = protocol.evaluation(part)
+    clips = [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
+    figures = current_figures(run.folder, label, split_sha256=protocol.split.sha256, n_clips=len(clips))
+    # Figures of an earlier ser say nothing of the labels that they are against.
+    if figures and figures.get("clips_sha256", evaluation.clips_hash(clips)) == evaluation.clips_hash(clips):
         return run.folder / "eval" / label
     return evaluate(str(run.folder), part, progress=progress)[0]
 

@@ -1,6 +1,7 @@
 """Model x clips -> predictions -> figures; where evaluations are written."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ser.speakers import SpeakerPool
 from ser.subgroups import COLUMNS, subgroups
 from ser.wording import title_of
 
-__all__ = ["predict", "write_evaluation"]
+__all__ = ["clips_hash", "predict", "write_evaluation"]
 
 BUDGET_SECONDS = 128.0  # padded sound of an evaluation batch
 
@@ -88,6 +89,12 @@ def joined(rows: list[int], outputs: list[torch.Tensor]) -> torch.Tensor:
     return torch.empty_like(values).index_copy(0, order, values)
 
 
+def clips_hash(clips: Iterable[Clip]) -> str:
+    """Return the SHA-256 of the sorted ``clip,emotion`` lines: what figures are of, and against which labels."""
+    lines = sorted(f"{clip.clip},{clip.emotion}\n" for clip in clips)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def write_evaluation(
     folder: Path,
     predictions: Predictions,
@@ -110,7 +117,7 @@ def write_evaluation(
     if not predictions.clips:
         raise UserError(f"{folder}: no clip to score")
     rows, gaps = subgroups(predictions, clips)
-    result = {**score(predictions, tempered), "gaps": gaps, **about}
+    result = {**score(predictions, tempered), "gaps": gaps, "clips_sha256": clips_hash(clips), **about}
     write_predictions(folder / "predictions.csv", predictions)
     write_csv(folder / "subgroups.csv", COLUMNS, rows)
     title = plots.tagged_title(about["run"], f"{title_of(about)}: UAR {result['uar']:.3f}", tags=about["tags"])

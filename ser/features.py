@@ -15,7 +15,7 @@ import torch
 from ser import audio
 from ser.copies import Altered
 from ser.errors import UserError
-from ser.files import corpus_folder, read_json
+from ser.files import PROJECT, corpus_folder, read_json
 from ser.interfaces import FrontEnd
 from ser.metadata import Clip, Table
 
@@ -91,10 +91,13 @@ class Features:
 
     def command(self, corpus: str) -> str:
         """Return the command that extracts these features of a corpus, and its copies if it has or is one."""
+        if not (PROJECT / f"gin/features/{self.name}.gin").is_file():
+            return f"just extract {corpus} EXP, with the experiment EXP and the overrides that it is trained with"
         fronts = [self.front_end, *(copy.front_end for copy in self.copies)]
         hows = [f'"{front.how}"' for front in fronts if isinstance(front, Altered)]
         copies = f" 'encoder/copies = [{', '.join(hows)}]'" if hows else ""
-        return f"just extract {corpus} {self.name}{self.front_end.options}{copies}"
+        dtype = "" if self.dtype == DTYPES[0] else f" 'Features.dtype = \"{self.dtype}\"'"
+        return f"just extract {corpus} {self.name}{self.front_end.options}{dtype}{copies}"
 
 
 class FeatureStore:

@@ -20,6 +20,7 @@ __all__ = [
     "cannot_write",
     "corpus_folder",
     "data_folder",
+    "files_in",
     "home",
     "locked",
     "outputs_folder",
@@ -93,6 +94,13 @@ def run_folder(run: str, scored: bool = False) -> Path:
         hint = nearest(run, known) if closest(run, known) or not names else f"; newest: {some(names)}"
         raise UserError(f"{run}: no run of this name (a run folder holds run.gin){hint}")
     return folder
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder at any depth, sorted, without hidden ones and what macOS packs beside files."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hidden = (".", "__MACOSX")
+    return [path for path in paths if not any(part.startswith(hidden) for part in path.relative_to(folder).parts)]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], wait: bool = True) -> None:

@@ -362,4 +362,6 @@ def too_long(name: str, seconds: float) -> UserError:
     """Say that a clip is too long, and what to do."""
     long = f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
     limit = MOST_SAMPLES / SAMPLE_RATE
-    return UserError(f"{name}: {long} of sound, expected at most {limit:g} s; answer it in windows: --window 5")
+    return UserError(
+        f"{name}: {long} of sound, expected at most {limit:g} s; cut it, or predict it in windows: --window 5"
+    )

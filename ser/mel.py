@@ -98,6 +98,7 @@ class LogMel(FrontEnd):
             )
         self.bands = bands
         self.shape = (bands,)
+        self.options = "" if bands == 80 else f" 'mel/bands = {bands}'"
         self.floor = floor
         self.window = round(window_ms * SAMPLE_RATE / 1000)  # samples
         self.hop = round(hop_ms * SAMPLE_RATE / 1000)  # samples

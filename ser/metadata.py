@@ -49,7 +49,6 @@ class Clip:
 
 
 COLUMNS = tuple(field.name for field in fields(Clip))
-SOUND_COLUMNS = ("clip", "sound")
 in_order = itemgetter(*COLUMNS)
 
 
@@ -108,21 +107,24 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
     write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.absolute()), "missing": missing})
 
 
-def remember_sound(corpus: str, sound: Mapping[str, str]) -> Path:
-    """Write ``data/<corpus>/sound.csv``, a hash of each clip's decoded samples; return its path."""
-    path = corpus_folder(corpus) / "sound.csv"
-    write_csv(path, SOUND_COLUMNS, sorted(sound.items()))
-    return path
+def remember_sound(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
+    """Write ``data/<corpus>/sound.json``: where recordings lie, and a hash of each clip's decoded samples."""
+    write_json(corpus_folder(corpus) / "sound.json", {"raw": str(raw.absolute()), "sound": dict(sorted(sound.items()))})
 
 
 def known_sound(corpus: str) -> dict[str, str]:
-    """Return clip -> hash of its decoded samples, as ``verify`` found them; empty before it did.
+    """Return clip -> hash of its decoded samples, as ``verify`` found them where the recordings lie; empty before.
 
     Raises:
-        UserError: a damaged table.
+        UserError: a damaged file.
     """
-    path = corpus_folder(corpus) / "sound.csv"
-    return {row["clip"]: row["sound"] for _, row in read_csv(path, SOUND_COLUMNS)} if path.is_file() else {}
+    path = corpus_folder(corpus) / "sound.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("sound"), dict):
+        raise UserError(f"{path}: expected raw (text) and sound (hashes by clip); make it again: just verify {corpus}")
+    return content["sound"] if content.get("raw") == read_local(corpus)["raw"] else {}
 
 
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ser.errors import EXIT_USER, UserError
-from ser.files import read_csv, write_atomically
+from ser.files import files_in, read_csv, write_atomically
 from ser.progress import progress
 from ser.responses import FORMATS, responses
 
@@ -219,7 +219,7 @@ def found(names: list[str], speaker: str, stack: ExitStack) -> list[Any]:
             copy.flush()
             items.append(Item(Path(copy.name), "-", speaker))
         elif os.path.isdir(name):  # pathlib's own raises for a folder that may not be entered
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings() and file.is_file()]
+            inside = [file for file in files_in(path) if file.suffix.lower() in endings()]
             if not inside:
                 raise UserError(f"{name}: no sound file in this folder")
             items += [Item(file, str(file), speaker) for file in inside]

@@ -213,6 +213,8 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         features.front_end.settle(read_json(index)["spec"]["front_end"])
     sound = ClipReader(SoundSource(protocol.table), ())  # which keeps what it has read
     others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
+    if not others:
+        raise UserError(f"{model.run.folder.name}: babble is of voices of {protocol.corpus} that train, and none does")
 
     def answer(distort: Distortion | None, place: int) -> Predictions:
         source = Distorted(sound, features, distort, place, others)

@@ -159,10 +159,15 @@ def logistic_regression(
 
     Returns:
         The K classes that occur, int [K], their coefficients [K, F] and intercepts [K].
+
+    Raises:
+        UserError: only one class occurs.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    if len(np.unique(classes)) < 2:
+        raise UserError("the clips to learn from all have one emotion; expected two or more: see just histogram CORPUS")
     # More features than clips: turned so that all but N features are zero, the problem is the same and smaller.
     turn = np.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [F, N]
     with warnings.catch_warnings():

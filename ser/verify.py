@@ -12,6 +12,7 @@ import numpy as np
 from ser import audio, custom
 from ser.corpora import Corpus, Fields, Official
 from ser.errors import UserError, some
+from ser.files import files_in
 from ser.progress import cores
 from ser.progress import progress as progress_bar
 
@@ -55,9 +56,7 @@ def find_sound(corpus: Corpus, raw: Path) -> Found:
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; expected the raw recordings of {corpus.title}")
     found = Found()
-    for path in sorted(path for path in raw.rglob("*") if path.is_file()):
-        if any(part.startswith((".", "__MACOSX")) for part in path.relative_to(raw).parts):
-            continue
+    for path in files_in(raw):
         kind = corpus.left_out(path.stem)
         if path.suffix.lower() in VIDEO_SUFFIXES:
             found.left_out[kind or "video"] += 1

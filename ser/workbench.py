@@ -143,6 +143,8 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     if device.type == "cpu":
         dist.keep_freed_memory()
     check_parts(experiment)
+    for operation in experiment.augment.operations:
+        operation.ready()
     train, validation = protocol.part("train"), protocol.part("val")
     reader, *copies = (open_reader(experiment, each) for each in (experiment.features, *experiment.features.copies))
     if any(copy.source.made_with != reader.source.made_with for copy in copies):

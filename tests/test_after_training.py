@@ -15,7 +15,20 @@ import pytest
 import torch
 from conftest import StopAfter, command, one_error_line
 
-from ser import calibration, card, comparing, config, crossing, ensembles, protocol, report, robustness, runs, training
+from ser import (
+    calibration,
+    card,
+    comparing,
+    config,
+    crossing,
+    ensembles,
+    evaluation,
+    protocol,
+    report,
+    robustness,
+    runs,
+    training,
+)
 from ser.batches import SoundSource, open_source
 from ser.errors import UserError
 from ser.evaluate_run import evaluate
@@ -335,6 +348,10 @@ def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, m
     scorings = (run.folder / "scorings.jsonl").read_text()
     assert crossing.matrix(progress=False)[1] == rows
     assert (run.folder / "scorings.jsonl").read_text() == scorings  # nothing was scored again
+    path = run.folder / "eval/demo-none-all/metrics.json"
+    assert read_json(path)["clips_sha256"] == evaluation.clips_hash(read_table("demo").clips)
+    write_json(path, read_json(path) | {"clips_sha256": "of other labels", "uar": 0.0})
+    assert crossing.matrix(progress=False)[1] == rows
     assert "a corpus is missing" in one_error_line(command("cross_corpus.py", "last", home=trained_home))
     heard = {"angry": "happy", "happy": "angry", "neutral": ""}  # by what was meant; all else as it was meant
     labels = label_set("crema_d")

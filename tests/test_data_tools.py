@@ -61,7 +61,7 @@ def test_a_command_that_works_says_what_it_wrote_and_nothing_on_stderr(worked, p
 def test_the_commands_leave_only_finished_files(worked):
     home, _ = worked
     assert sorted(path.name for path in (home / "data/ravdess").iterdir()) == [
-        "feats", "histogram.csv", "histogram.png", "local.json", "metadata.csv", "sound.csv", "splits", "verify.json",
+        "feats", "histogram.csv", "histogram.png", "local.json", "metadata.csv", "sound.json", "splits", "verify.json",
     ]  # fmt: skip
     assert not [name for name in content(home / "data") if name.endswith(".tmp") or "journal" in name]
 
@@ -340,7 +340,7 @@ def test_verify_names_every_worthless_file_and_keeps_its_report(spoilt, run_here
     facts = json.loads(report.read_text())
     assert facts["ok"] is False
     assert len(facts["errors"]) == 2
-    assert content(spoilt).keys() - before.keys() == {"data/ravdess/verify.json", "data/ravdess/sound.csv"}
+    assert content(spoilt).keys() - before.keys() == {"data/ravdess/verify.json", "data/ravdess/sound.json"}
 
 
 def test_verify_refuses_missing_clips_unless_told_otherwise(spoilt, run_here):

@@ -55,6 +55,11 @@ def test_some_names_a_few_and_counts_the_rest(count, limit, text):
         (UserError("data/x.csv: line 3: mend it"), 2, "error: data/x.csv: line 3: mend it\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (
+            PermissionError(13, "Permission denied", "/x"),
+            2,
+            "error: /x: Permission denied; let yourself read (or write) it\n",
+        ),
+        (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
             2,
             f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}\n",

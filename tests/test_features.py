@@ -64,7 +64,7 @@ def log_mel(bands: int = 80, **options) -> Features:
 
 
 def pieces(kind: str = "frames", **options) -> Features:
-    return Features("pieces", Pieces(kind), **options)
+    return Features("hubert_base", Pieces(kind), **options)
 
 
 def encoded(keep: str = "statistics", layers: list[int] | None = None, precision: str = "auto") -> Features:
@@ -180,6 +180,21 @@ def test_what_is_kept_of_an_encoder_is_in_the_name_of_the_store_and_in_the_comma
     assert config.load_features(name, overrides).store == store, "the command makes the very same store"
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("hubert_base", ['encoder/precision = "bf16"', 'encoder/revision = "v1"', "encoder/layers = [3]"]),
+        ("logmel80", ["mel/bands = 40", 'Features.dtype = "float32"']),
+    ],
+)
+def test_the_command_repeats_what_is_not_usual(name, overrides):
+    asked = config.load_features(name, overrides)
+    _, _, _, again, *words = shlex.split(asked.command("ravdess"))
+    assert config.load_features(again, words).spec == asked.spec
+    named = config.load_features(name, [*overrides, 'Features.name = "mine"'])
+    assert named.command("ravdess").startswith("just extract ravdess EXP, with the experiment")
+
+
 def test_a_plain_front_end_needs_no_overrides(home):
     with pytest.raises(UserError, match=r"not extracted yet; run: just extract ravdess logmel80$"):
         FeatureStore("ravdess", log_mel())
@@ -200,10 +215,10 @@ def test_a_type_that_cannot_be_stored_is_refused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unfinished_store_is_refused_with_the_command_that_goes_on(table, home, kind):
-    path = home / f"data/ravdess/feats/pieces-{kind}/index.json"
+    path = home / f"data/ravdess/feats/hubert_base-{kind}/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
     message = one_line(lambda: FeatureStore("ravdess", pieces(kind)))
-    command = f"just extract ravdess pieces 'pieces/kind = \"{kind}\"'"
+    command = f"just extract ravdess hubert_base 'pieces/kind = \"{kind}\"'"
     assert message == f"{path.parent}: extraction was interrupted; go on with: {command}"
 
 
@@ -320,7 +335,7 @@ SPOILT = {
 
 def spoil(home: Path, clip: Clip, how: str, trap: Path) -> Path:
     """Spoil a clip's file and return its path."""
-    path = home / f"data/ravdess/feats/pieces-frames/{clip.clip}.pt"
+    path = home / f"data/ravdess/feats/hubert_base-frames/{clip.clip}.pt"
     content = SPOILT[how](path.read_bytes(), str(trap))
     path.unlink() if content is None else path.write_bytes(content)
     return path
@@ -334,7 +349,7 @@ def test_a_spoilt_file_of_an_encoder_gives_one_line_and_nothing_in_it_runs(table
     path = spoil(home, clip, how, trap)
     message = one_line(lambda: reader.read(clip))
     assert message.startswith(f"{path}: damaged or gone")
-    assert message.endswith("make it again: just extract ravdess pieces 'pieces/kind = \"frames\"'")
+    assert message.endswith("make it again: just extract ravdess hubert_base 'pieces/kind = \"frames\"'")
     assert not trap.exists()
     assert reader.read(table.clips[3]).shape[0] == reader.length(table.clips[3])
 
@@ -363,7 +378,7 @@ def test_an_index_of_another_make_gives_one_line(table, home, content):
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_another_shape_are_not_taken_for_features(table, home, kind):
     clip = table.clips[0]
-    path = home / f"data/ravdess/feats/pieces-{kind}/{clip.clip}.pt"
+    path = home / f"data/ravdess/feats/hubert_base-{kind}/{clip.clip}.pt"
     whole = torch.load(path, weights_only=True)
     for foreign in (torch.zeros(7), whole[..., :1], whole[None]):
         torch.save(foreign.clone(), path)

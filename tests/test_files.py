@@ -96,6 +96,13 @@ def test_last_naming_a_removed_run_says_which_and_proposes_another(home):
 # Writing
 
 
+def test_hidden_files_and_what_macos_packs_beside_are_passed_over(tmp_path):
+    for name in ("b/a.wav", "a.wav", "._a.wav", "__MACOSX/a.wav", ".git/a.wav", "b/.hidden/a.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert files.files_in(tmp_path) == [tmp_path / "a.wav", tmp_path / "b/a.wav"]
+
+
 def test_write_atomically_makes_the_folder_and_leaves_nothing_but_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "file.bin"
     files.write_atomically(path, lambda file: file.write(b"whole"))

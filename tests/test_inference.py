@@ -259,7 +259,8 @@ def bad_sounds(folder) -> dict:
     (folder / "dir.wav").mkdir()
     return {
         "empty.wav": "empty", "short.wav": "expected at least 0.05 s", "nan.wav": "NaN",
-        "long.flac": "31.0 s of sound, expected at most 30 s; answer it in windows: --window 5", "cut.wav": "truncated",
+        "long.flac": "31.0 s of sound, expected at most 30 s; cut it, or predict it in windows: --window 5",
+        "cut.wav": "truncated",
         "zero.wav": "empty file", "text.wav": "not a sound file", "lfs.wav": "git-lfs pointer",
         "dir.wav": "is a folder", "gone.wav": "no such file",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_an_override_arrives_whole_from_any_folder(tmp_path):
     [
         (["part=val", "eval", "last"], "--part 'val'"),
         (["labels=voice", "eval", "last"], "--labels 'voice'"),
-        (["speaker_clips=5", "eval", "last"], "--speaker-clips 5"),
+        (["speaker_clips=5", "eval", "last"], "--speaker-clips '5'"),
         (["seen=1", "eval", "last"], "--seen"),
         (["part=val", "compare", "A", "B"], "--part 'val'"),
         (["part=val", "robustness", "last"], "--part 'val'"),
@@ -79,7 +80,7 @@ def test_an_override_arrives_whole_from_any_folder(tmp_path):
         (["overwrite=1", "publish", "last", "file:///x"], "--overwrite"),
         (["seeds=5", "ablate", "demo_ecapa", "x"], "--seeds '5'"),
         (["jobs=2", "cv", "ravdess_ecapa"], "--jobs '2'"),
-        (["gpus=2", "train", "demo_ecapa"], "launch.py' '2' "),
+        (["gpus=2", "train", "demo_ecapa"], "launch.py '2' "),
         (["gpus=2", "cv", "ravdess_ecapa"], "--gpus '2'"),
         (["allow_missing=1", "metadata", "crema_d"], "--allow-missing"),
     ],
@@ -105,8 +106,19 @@ def test_a_variable_reaches_its_tool_and_is_absent_without(words, passed_on):
     ids=" ".join,
 )  # fmt: skip
 def test_an_option_behind_the_recipe_wins(words, option):
-    (line,) = [line for line in just("--dry-run", *words).stderr.splitlines() if ".py'" in line]
+    (line,) = [line for line in just("--dry-run", *words).stderr.splitlines() if "/tools'/" in line]
     assert line.index(option) < line.index('"$@"')  # of two, the last counts
+
+
+def test_a_checkout_may_lie_anywhere(tmp_path):
+    folder = tmp_path / "o'neil's $HOME"
+    folder.mkdir()
+    shutil.copy(PROJECT / "Justfile", folder)
+    for recipe in recipes():
+        words = [JUST, "--dry-run", "--justfile", str(folder / "Justfile"), recipe, *ARGUMENTS.get(recipe, [])]
+        done = subprocess.run(words, capture_output=True, text=True)
+        (*_, last) = done.stderr.strip().splitlines()
+        assert str(folder) in "".join(shlex.split(last)), (recipe, last)
 
 
 def test_results_hand_on_how_many_share_the_work():

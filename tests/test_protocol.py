@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from corpus_factory import prepare_corpus
 
+from ser import metadata
 from ser.errors import UserError
-from ser.metadata import remember_sound
 from ser.protocol import Protocol
 from ser.splits import PARTS
 
@@ -180,6 +180,11 @@ def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_ho
     protocol = Protocol("crema_d", "tfds", extra=["ravdess"])
     heard, other, scored = (protocol.part("train")[0], protocol.part("train")[-1], protocol.part("test")[0])
     assert other.corpus == "ravdess"
+    raws = {corpus: protocol.tables[corpus].raw for corpus in ("crema_d", "ravdess")}
+
+    def remember_sound(corpus: str, sound: dict[str, str]) -> None:
+        metadata.remember_sound(corpus, raws[corpus], sound)
+
     known = {clip.clip: f"{number:032x}" for number, clip in enumerate(protocol.table.clips)}
     remember_sound("crema_d", known)
     Protocol("crema_d", "tfds").part("test")
@@ -187,6 +192,8 @@ def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_ho
     with pytest.raises(UserError, match=f"same recording in two parts: {heard.clip} .train. and {scored.clip} .test"):
         Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "tfds", drop=[heard.clip]).part("test")
+    metadata.remember_sound("crema_d", home, known | {heard.clip: known[scored.clip]})  # of recordings elsewhere
+    Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "emobox1").part("test")  # known to share its speakers, and tagged
     remember_sound("crema_d", known)
     remember_sound("ravdess", {other.clip: known[scored.clip]})

@@ -198,6 +198,11 @@ def test_turning_the_features_is_exact():
     assert known.tolist() == [0, 1, 2]
 
 
+def test_one_emotion_teaches_nothing_and_is_said():
+    with pytest.raises(UserError, match="all have one emotion"):
+        logistic_regression(np.eye(3), np.zeros(3, int), np.ones(3), 1.0)
+
+
 # Whole runs, on statistics of a random encoder.
 
 

@@ -1,6 +1,7 @@
 """Phase 0: fetch the official recordings of a corpus into data/<corpus>/raw; goes on where it was cut off."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ser.errors import UserError, tool
@@ -12,7 +13,9 @@ MOST_WORKERS = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", help="crema_d, ravdess or emodb")
-    parser.add_argument("--to", type=Path, help="folder for the recordings; data/CORPUS/raw by default")
+    parser.add_argument(
+        "--to", type=lambda text: Path(text).expanduser(), help="folder for the recordings; data/CORPUS/raw by default"
+    )
     parser.add_argument("--workers", type=int, default=8, help="files at the same time; 8 by default")
     parser.add_argument("--base", default="", help="address of a mirror that holds the files as the folder will")
     arguments = parser.parse_args()
@@ -33,7 +36,7 @@ def main() -> None:
     print(outcome)
     if outcome.failed:
         raise UserError(downloading.trouble(source, folder, outcome))
-    print(f"ok; go on with: just raw={folder} prepare {source.corpus}")
+    print(f"ok; go on with: just {shlex.quote(f'raw={folder}')} prepare {source.corpus}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ def main() -> None:
     corpus = corpora.corpus(arguments.corpus)
     if corpus.name == "demo" and arguments.raw is None:
         demo.make(corpus_folder("demo") / "raw")
-    report = verify.check(corpus, arguments.raw or metadata.raw_folder(corpus.name), arguments.allow_missing)
+    raw = arguments.raw or metadata.raw_folder(corpus.name)
+    report = verify.check(corpus, raw, arguments.allow_missing)
     path = corpus_folder(corpus.name) / "verify.json"
     write_json(path, report.as_dict())
-    metadata.remember_sound(corpus.name, report.sound)
+    metadata.remember_sound(corpus.name, raw, report.sound)
     print(verify.table(report))
     if report.errors:
         raise UserError(f"{len(report.errors)} errors in {report.raw}; all of them stand in {path}")
