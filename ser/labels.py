@@ -1,5 +1,7 @@
 """The emotion vocabulary, each corpus's label set, and what is shared between corpora."""
 
+from collections.abc import Sequence
+
 from ser.errors import UserError, nearest, some
 
 __all__ = ["ALIASES", "CALM_POLICIES", "EMOTIONS", "LABEL_SETS", "label_set", "shared_labels"]
@@ -23,15 +25,27 @@ ALIASES = {
 CALM_POLICIES = ("neutral", "leave_out")
 
 
-def label_set(corpus: str) -> tuple[str, ...]:
+def label_set(corpus: str, classes: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the emotions of ``corpus`` in the order of the model's outputs.
 
+    Args:
+        corpus: its name.
+        classes: those of its emotions that are wanted, in any order; None for all.
+
     Raises:
-        UserError: no such corpus.
+        UserError: no such corpus, an emotion that it has not, or less than two.
     """
     if corpus not in LABEL_SETS:
         raise UserError(f"corpus '{corpus}' is unknown{nearest(corpus, LABEL_SETS)}")
-    return LABEL_SETS[corpus]
+    known = LABEL_SETS[corpus]
+    if classes is None:
+        return known
+    for label in classes:
+        if label not in known:
+            raise UserError(f"labels/classes names '{label}', which {corpus} has not{nearest(label, known)}")
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UserError(f"labels/classes is [{', '.join(classes)}]; expected two or more, each once")
+    return tuple(label for label in known if label in classes)
 
 
 def shared_labels(

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ser import splits
 from ser.errors import UserError, nearest, some
-from ser.labels import label_set, shared_labels
+from ser.labels import CALM_POLICIES, label_set, shared_labels
 from ser.metadata import Clip, Table, known_sound, read_table
 from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
@@ -26,9 +26,12 @@ class Protocol:
         drop: clips to leave out, such as those that are known to be odd.
         extra: other corpora all of whose clips train along, by their intended emotions: those that this corpus knows,
             and calm as neutral where it has no calm. Figures carry the tag ``extra-<corpus>``.
+        classes: the emotions to tell apart; None for all of the corpus. Clips of others are neither trained on nor
+            scored. Figures carry the tag ``classes-<number>``.
+        calm: one of ``labels.CALM_POLICIES``: what calm is where it is no class of its own.
 
     Raises:
-        UserError: an unknown label source, or another corpus that is named twice.
+        UserError: an unknown label source or class, or another corpus that is named twice.
     """
 
     corpus: str
@@ -37,9 +40,11 @@ class Protocol:
     label_source: str = "intended"
     drop: Sequence[str] = ()
     extra: Sequence[str] = ()
+    classes: Sequence[str] | None = None
+    calm: str = CALM_POLICIES[0]
 
     def __post_init__(self) -> None:
-        label_set(self.corpus)
+        shared_labels(self.labels, label_set(self.corpus), self.calm)  # raises
         if self.label_source not in LABEL_SOURCES:
             raise UserError(
                 f"labels/source '{self.label_source}' is unknown{nearest(self.label_source, LABEL_SOURCES)}"
@@ -49,6 +54,16 @@ class Protocol:
             label_set(corpus)
             if corpus == self.corpus or list(self.extra).count(corpus) > 1:
                 raise UserError(f"data/extra names {corpus}, which trains already; name each other corpus once")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of the model's outputs."""
+        return label_set(self.corpus, self.classes)
+
+    @cached_property
+    def class_of(self) -> dict[str, str]:
+        """The class that an emotion of the corpus counts as; those that it does not hold are left out."""
+        return shared_labels(self.labels, label_set(self.corpus), self.calm)[1]
 
     @cached_property
     def table(self) -> Table:
@@ -72,6 +87,7 @@ class Protocol:
     def tags(self) -> list[str]:
         """What a reader must know of every figure made with this protocol."""
         tags = [] if self.split.speaker_independent else ["speaker-dependent"]
+        tags += [] if self.labels == label_set(self.corpus) else [f"classes-{len(self.labels)}"]
         return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
 
     @cached_property
@@ -88,7 +104,7 @@ class Protocol:
         """
         clips = []
         for corpus in self.extra:
-            _, mapping = shared_labels(label_set(self.corpus), label_set(corpus))
+            _, mapping = shared_labels(self.labels, label_set(corpus), self.calm)
             known = (clip for clip in self.tables[corpus].clips if clip.emotion in mapping)
             clips += [
                 replace(clip, emotion=mapping[clip.emotion], speaker=clip.speaker and f"{corpus}:{clip.speaker}")
@@ -131,18 +147,19 @@ class Protocol:
         return {part: self.labelled(members, part) for part, members in self.members.items()}
 
     def labelled(self, clips: Sequence[Clip], part: str) -> list[Clip]:
-        """Return clips with the emotion that the label source gives them, without those it gives none.
+        """Return clips with the class that the label source gives them, without those it gives none.
 
         A clip on which the raters tie has no hard label; it still trains where targets are soft.
         """
-        if self.label_source == "intended":
-            return list(clips)
         own = [clip for clip in clips if clip.corpus == self.corpus]
-        self.check_votes(own)
-        given = [replace(clip, emotion=plurality(self.counts(clip))) for clip in own]
-        keep_ties = self.label_source == "voice_soft" and part == "train"
         others = [clip for clip in clips if clip.corpus != self.corpus]
-        return [*(clip for clip in given if clip.emotion or keep_ties), *others]
+        if self.label_source != "intended":
+            self.check_votes(own)
+            own = [replace(clip, emotion=plurality(self.counts(clip))) for clip in own]
+        soft = self.label_source == "voice_soft" and part == "train"
+        kept = [clip for clip in own if clip.emotion in self.class_of or (soft and not clip.emotion)]
+        given = [replace(clip, emotion=self.class_of.get(clip.emotion, "")) for clip in kept]
+        return [*(clip for clip in given if clip.emotion or self.soft_target(clip)), *others]
 
     def check_votes(self, clips: Sequence[Clip]) -> None:
         """Raise a UserError where votes are needed and not at hand."""
@@ -161,11 +178,15 @@ class Protocol:
         return votes.multimodal if self.label_source == "multimodal" else votes.voice
 
     def soft_target(self, clip: Clip) -> list[float] | None:
-        """Return the distribution [C] that a clip trains on, or None for one-hot of its emotion."""
+        """Return the distribution [C] that a clip trains on, or None for one-hot of its class, and without votes."""
         if self.label_source != "voice_soft" or clip.corpus != self.corpus:
             return None
-        counts = self.counts(clip)
-        return [count / sum(counts) for count in counts]
+        counts = [
+            count
+            for label, count in zip(label_set(self.corpus), self.counts(clip), strict=True)
+            if label in self.labels
+        ]
+        return [count / sum(counts) for count in counts] if any(counts) else None
 
     def part(self, name: str) -> list[Clip]:
         """Return the clips of one part.

@@ -26,6 +26,17 @@ def test_an_unknown_corpus_is_answered_with_the_nearest_name():
         label_set("crema-d")
 
 
+def test_some_classes_keep_the_order_of_all():
+    assert label_set("ravdess", ["sad", "angry", "calm"]) == ("angry", "calm", "sad")
+    for classes, says in (
+        (["angry", "hapy"], r"'hapy', which ravdess has not; did you mean 'happy'\?"),
+        (["angry"], "two or more"),
+        (["angry", "sad", "sad"], "each once"),
+    ):
+        with pytest.raises(UserError, match=says):
+            label_set("ravdess", classes)
+
+
 @pytest.mark.parametrize(("model", "corpus"), [(CREMA_D, RAVDESS), (RAVDESS, CREMA_D)])
 def test_calm_counts_as_neutral_where_only_one_side_knows_it(model, corpus):
     shared, mapping = shared_labels(model, corpus, "neutral")

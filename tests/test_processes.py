@@ -29,7 +29,6 @@ hubert_attn.HubertAttn.dropout = 0.0
 hubert_attn.HubertAttn.hidden = 12
 hubert_attn.HubertAttn.labels = @labels.label_set()
 hubert_attn.HubertAttn.width = %mel/bands
-labels.label_set.corpus = %data/corpus
 track/wandb = 'off'
 train/batch_size = 12
 train/class_weights = 'inverse'

@@ -87,6 +87,24 @@ def test_a_corpus_that_cannot_train_along_is_named(prepared_home, extra, says):
         Protocol("crema_d", "tfds", extra=extra)
 
 
+def test_some_classes_alone_are_trained_on_and_scored_and_calm_is_what_was_said(prepared_home):
+    four = ["angry", "happy", "neutral", "sad"]
+    all_of_them = Protocol("ravdess", "emobox6", 1, extra=["crema_d"])
+    some = Protocol("ravdess", "emobox6", 1, extra=["crema_d"], classes=four)
+    assert (some.labels, some.tags, all_of_them.tags) == (tuple(four), ["classes-4"], [])
+    counts_as = dict(zip(four, four, strict=True)) | {"calm": "neutral"}
+    for part in PARTS:
+        expected = [
+            (clip.clip, counts_as[clip.emotion]) for clip in all_of_them.part(part) if clip.emotion in counts_as
+        ]
+        assert [(clip.clip, clip.emotion) for clip in some.part(part)] == expected
+    without = Protocol("ravdess", "emobox6", 1, classes=four, calm="leave_out")
+    meant = {clip.clip: clip.emotion for clip in without.table.clips}
+    assert {meant[clip.clip] for clip in without.part("train")} == set(four)
+    with pytest.raises(UserError, match="calm policy 'leaveout' is unknown"):
+        Protocol("ravdess", "emobox6", 1, classes=four, calm="leaveout")
+
+
 def test_odd_clips_can_be_dropped_and_a_wrong_name_is_refused(prepared_home):
     odd = Protocol("crema_d", "tfds").table.clips[0].clip
     dropped = Protocol("crema_d", "tfds", drop=[odd])

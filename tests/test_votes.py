@@ -95,6 +95,19 @@ def test_soft_targets_are_the_distribution_of_the_votes_and_ties_still_train(rat
         assert target[LABELS.index("happy")] == pytest.approx(0.75 if clip.emotion else 0.5)
 
 
+def test_votes_for_other_classes_are_left_out(rated):
+    classes = ["angry", "happy", "neutral", "sad"]
+    protocol = Protocol("crema_d", "tfds", label_source="voice_soft", classes=classes)
+    every = Protocol("crema_d", "tfds", label_source="voice_soft")
+    assert [clip.clip for clip in protocol.part("train")] == [clip.clip for clip in every.part("train")]
+    for clip in protocol.part("train"):
+        assert protocol.soft_target(clip) == ([0.0, 0.5, 0.5, 0.0] if not clip.emotion else [1 / 8, 6 / 8, 1 / 8, 0.0])
+    other = Protocol("crema_d", "tfds", label_source="voice", classes=["angry", "sad"])
+    assert not any(other.parts.values())  # all were heard as happy, or a tie
+    soft = Protocol("crema_d", "tfds", label_source="voice_soft", classes=["angry", "sad"])
+    assert not soft.parts["train"]
+
+
 def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_home, prepared, tmp_path):
     small = [
         "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
