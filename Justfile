@@ -128,12 +128,12 @@ metadata CORPUS: _install
 split CORPUS *SCHEME: _install
     @{{ bin }}/python {{ tools }}/make_split.py "$@"
 
-# clips by class, part, sex and speaker: table, picture, class weights
+# clips by class, part, sex and speaker: table, picture, class weights: just histogram crema_d 'labels/source = "voice"'
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-histogram CORPUS: _install
-    @{{ bin }}/python {{ tools }}/class_hist.py "$1"
+histogram CORPUS *OVERRIDES: _install
+    @{{ bin }}/python {{ tools }}/class_hist.py "$@"
 
 # verify, metadata, all splits and histogram: just raw=PATH prepare ravdess
 [group('1 data')]

@@ -19,6 +19,7 @@ from ser.annotations import fits, type_name
 from ser.errors import UserError, closest, first_line, nearest, some
 from ser.files import PROJECT
 from ser.gin_files import experiments, find_experiment, find_include
+from ser.labels import label_set
 
 if not hasattr(gin, "register"):
     raise ImportError("the folder gin/ hides the missing package gin-config; install it: just setup")
@@ -26,7 +27,7 @@ if not hasattr(gin, "register"):
 from gin import config as gin_config
 from gin import config_parser
 
-__all__ = ["Config", "build", "compose", "load", "load_features", "settings", "show", "snapshot"]
+__all__ = ["Config", "build", "compose", "load", "load_features", "load_protocol", "settings", "show", "snapshot"]
 
 # What gin may bind, each as `room.Name`.
 BINDABLE = {
@@ -144,6 +145,21 @@ def load_features(name: str, overrides: Sequence[str] = ()):
         )
     config = checked(name, list(file_bindings(path)), overrides) if path.is_file() else load(name, overrides)
     return construct(config, "features.Features")
+
+
+def load_protocol(corpus: str, overrides: Sequence[str] = ()):
+    """Build the protocol that a corpus's experiments begin with.
+
+    Args:
+        corpus: its name.
+        overrides: such as ``split/fold = 2``.
+
+    Raises:
+        UserError: no such corpus, or a wrong override.
+    """
+    label_set(corpus)
+    parts = (f"data/{corpus}", "features/logmel80", "augment/none", "model/ecapa")  # an experiment whole, else none
+    return construct(compose(corpus, parts, overrides), "protocol.Protocol")
 
 
 def file_bindings(path: Path) -> Iterator[Binding]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from ser.files import write_csv
 from ser.labels import label_set
 from ser.losses import class_weights
 from ser.metadata import Clip, Table
+from ser.protocol import Protocol
 from ser.splits import PARTS
 
-__all__ = ["advice", "counts_by", "text", "write"]
+__all__ = ["advice", "by_protocol", "counts_by", "text", "write"]
 
 NO_PART = "none"  # of a clip that the scheme does not hold
 GROUPINGS: dict[str, Callable[[Clip], str]] = {
@@ -24,6 +26,16 @@ GROUPINGS: dict[str, Callable[[Clip], str]] = {
 }
 BALANCED = 1.5  # largest over smallest class; up to here weights change next to nothing
 SKEWED = 5.0  # from here on focal loss or a balanced sampler is worth a try
+
+
+def by_protocol(protocol: Protocol) -> Table:
+    """Return the clips at hand with the parts and classes of a protocol, those that it leaves out without a part.
+
+    Clips without a class, on which raters tie, are not among them.
+    """
+    parts = {clip.clip: part for part, clips in protocol.members.items() for clip in clips}
+    clips = protocol.labelled(protocol.table.clips, "test")
+    return replace(protocol.table, clips=tuple(replace(clip, split=parts.get(clip.clip, "")) for clip in clips))
 
 
 def counts_by(table: Table, grouping: str) -> dict[str, list[int]]:
@@ -46,8 +58,8 @@ def advice(counts: np.ndarray) -> str:
     return f"imbalance {ratio:.2f}: use \"train/class_weights = 'effective'\" or try \"train/loss = 'focal'\""
 
 
-def text(table: Table) -> str:
-    """Return the table for people: classes in columns, groups in rows."""
+def text(table: Table, scheme: str = "holdout") -> str:
+    """Return the table for people, classes in columns, groups in rows; ``scheme`` names what divides it."""
     labels = label_set(table.corpus)
     width = max(9, *(len(label) for label in labels)) + 1
     header = f"{'':<14}" + "".join(f"{label:>{width}}" for label in labels) + f"{'all':>{width}}"
@@ -58,15 +70,15 @@ def text(table: Table) -> str:
     total = np.array(class_counts(table.clips, table.corpus))
     lines = [f"{table.corpus}: {len(table.clips)} clips", header, row("all", total.tolist())]
     for grouping in GROUPINGS:
-        lines.append(f"by {grouping}" + (" (scheme holdout)" if grouping == "part" else ""))
+        lines.append(f"by {grouping}" + (f" ({scheme})" if grouping == "part" else ""))
         lines += [row(f"  {name}", values) for name, values in counts_by(table, grouping).items()]
     inverse = class_weights(torch.tensor(counts_by(table, "part").get("train", total.tolist())), "inverse")
     weights = "".join(f"{weight:>{width}.3f}" for weight in inverse.tolist())
     return "\n".join([*lines, f"{'inverse weight':<14}{weights}", advice(total)])
 
 
-def write(table: Table, csv_path: Path, png_path: Path) -> None:
-    """Write every count as CSV (grouping, group, classes) and draw parts and sexes as PNG."""
+def write(table: Table, csv_path: Path, png_path: Path, scheme: str = "holdout") -> None:
+    """Write every count as CSV (grouping, group, classes) and draw parts, of a named scheme, and sexes as PNG."""
     labels = label_set(table.corpus)
     rows = [
         {"grouping": grouping, "group": name, **dict(zip(labels, values, strict=True))}
@@ -75,7 +87,7 @@ def write(table: Table, csv_path: Path, png_path: Path) -> None:
     ]
     write_csv(csv_path, ("grouping", "group", *labels), rows)
     panels = {grouping: counts_by(table, grouping) for grouping in ("part", "sex")}
-    plots.histogram(png_path, panels, labels, f"{table.corpus}: {len(table.clips)} clips")
+    plots.histogram(png_path, panels, labels, f"{scheme}: {len(table.clips)} clips")
 
 
 def class_counts(clips: Iterable[Clip], corpus: str) -> list[int]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ser import histogram
+from ser import config, histogram
 from ser.corpora import corpus
+from ser.errors import UserError
 from ser.labels import label_set
 from ser.losses import class_weights
 from ser.metadata import Clip, Table
@@ -105,3 +106,16 @@ def test_class_counts_come_in_the_order_of_the_label_set():
     clips = [SimpleNamespace(emotion=emotion) for emotion in ("sad", "sad", "angry", "sad")]
     counts = dict(zip(label_set("ravdess"), histogram.class_counts(clips, "ravdess"), strict=True))
     assert counts == dict.fromkeys(label_set("ravdess"), 0) | {"sad": 3, "angry": 1}
+
+
+def test_parts_and_classes_are_those_of_a_protocol(prepared, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(prepared))
+    protocol = config.load_protocol("ravdess", ["split/fold = 2", "labels/classes = ['angry', 'neutral', 'sad']"])
+    table = histogram.by_protocol(protocol)
+    counted = histogram.counts_by(table, "part")
+    for part in ("train", "val", "test"):
+        assert counted[part] == histogram.class_counts(protocol.part(part), "ravdess")
+    assert sum(map(sum, counted.values())) == len(table.clips) < len(protocol.table.clips)
+    assert "by part (ravdess emobox6 fold 2)" in histogram.text(table, protocol.describe())
+    with pytest.raises(UserError, match="did you mean 'emobox6'"):
+        histogram.by_protocol(config.load_protocol("ravdess", ["split/scheme = 'emobx6'"]))

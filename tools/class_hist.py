@@ -10,15 +10,20 @@ from ser.errors import tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_corpus(parser)
-    corpus = parser.parse_args().corpus
+    parser.add_argument(
+        "overrides", nargs="*", help="gin bindings such as 'split/fold = 2' or 'labels/source = \"voice\"'"
+    )
+    arguments = parser.parse_args()
 
-    from ser import histogram, metadata
+    from ser import config, histogram
     from ser.files import corpus_folder
 
-    table = metadata.read_table(corpus)
-    print(histogram.text(table))
-    folder = corpus_folder(corpus)
-    histogram.write(table, folder / "histogram.csv", folder / "histogram.png")
+    protocol = config.load_protocol(arguments.corpus, arguments.overrides)
+    table = histogram.by_protocol(protocol)
+    scheme = f"{protocol.describe()}, labels {protocol.label_source}"
+    print(histogram.text(table, scheme))
+    folder = corpus_folder(arguments.corpus)
+    histogram.write(table, folder / "histogram.csv", folder / "histogram.png", scheme)
     print(f"\npicture: {folder / 'histogram.png'}\ntable:   {folder / 'histogram.csv'}")
 
 
