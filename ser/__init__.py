@@ -7,7 +7,8 @@ basics    gin_files, labels, arguments, audio, artefact, enrolment, layers, inte
           calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
 raw       fetching, unpacking, downloading
-signal    mel, augment, augment_sound, augment_surroundings, augment_features, copies
+signal    mel, augment, augment_sound, augment_surroundings, augment_features, distortions,
+          copies
 encoders  packing, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline

@@ -17,7 +17,17 @@ from ser.augment import ClipRandom, Operation, check_range, silent_after
 from ser.errors import UserError
 from ser.files import files_in
 
-__all__ = ["BackgroundNoise", "Band", "LowPass", "Noise", "RecordedRooms", "Reverb", "with_noise"]
+__all__ = [
+    "BackgroundNoise",
+    "Band",
+    "LowPass",
+    "Noise",
+    "RecordedRooms",
+    "Reverb",
+    "filtered",
+    "frequencies",
+    "with_noise",
+]
 
 TAPS = 1024  # length of filters, samples
 BLOCK = 8192  # samples that are filtered at once

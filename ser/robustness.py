@@ -1,6 +1,6 @@
 """How a run holds up on worse recordings: the same clips again and again, each time made worse in one way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser import __version__, checkpoints, dist, metrics, plots, stats
 from ser.audio import SAMPLE_RATE
-from ser.augment import ClipRandom, Operation
-from ser.augment_sound import Clipping, Gain
-from ser.augment_surroundings import Band, LowPass, Noise, Reverb, with_noise
+from ser.augment import ClipRandom
 from ser.batches import ClipReader, SoundSource
+from ser.distortions import CONDITIONS, Distortion, recorded
 from ser.errors import UserError
 from ser.evaluate_run import about_run, check_unseen, predict, tags_of
 from ser.extraction import stored
@@ -34,81 +33,6 @@ COLUMNS = (
     "kind", "value", "uar", "uar_low", "uar_high", "change", "change_low", "change_high", "same_answers",
 )  # fmt: skip
 BUDGET_SECONDS = 32.0  # padded sound whose features are computed at once
-VOICES = 6  # that talk at once in babble
-CHORDS = ((0, 4, 7), (5, 9, 12), (7, 11, 14), (-3, 0, 4))  # semitones above the key
-
-# What is done to a clip: sound [1, N], random numbers of the clip, sounds of other speakers -> sound [1, N'].
-Distortion = Callable[[Tensor, ClipRandom, Callable[[ClipRandom], Tensor]], Tensor]
-
-
-def by(operation: Operation) -> Distortion:
-    """Return an operation of augmentation as a distortion."""
-    return lambda sound, random, others: operation(sound, torch.tensor([sound.shape[1]]), random)
-
-
-def among(snr: float) -> Distortion:
-    """Return babble of other speakers at a ratio of powers, dB."""
-
-    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
-        size = sound.shape[1]
-        voices = [others(random) for _ in range(VOICES)]
-        babble = torch.stack([voice.repeat(-(-size // len(voice)))[:size] for voice in voices]).sum(0)
-        return with_noise(sound, torch.tensor([size]), babble[None], torch.tensor([snr]))
-
-    return distort
-
-
-def with_music(snr: float) -> Distortion:
-    """Return plucked chords at a ratio of powers, dB."""
-
-    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
-        size = sound.shape[1]
-        key = 110 * 2 ** random.uniform().item()  # Hz
-        time = torch.arange(size) / SAMPLE_RATE
-        bar = (2 * time).long() % len(CHORDS)  # half a second each
-        pitches = key * 2 ** (torch.tensor(CHORDS)[bar].T / 12)
-        phases = 2 * torch.pi * pitches.cumsum(1) / SAMPLE_RATE
-        tones = torch.stack([torch.sin(partial * phases) / partial for partial in range(1, 6)]).sum((0, 1))
-        plucked = tones * torch.exp(-3 * (2 * time % 1))
-        return with_noise(sound, torch.tensor([size]), plucked[None], torch.tensor([snr]))
-
-    return distort
-
-
-def faster(factor: float) -> Distortion:
-    """Return the sound played faster, pitch included; its length changes."""
-
-    def distort(sound: Tensor, random: ClipRandom, others: Callable[[ClipRandom], Tensor]) -> Tensor:
-        from torchaudio.functional import resample
-
-        return resample(sound, round(100 * factor), 100)
-
-    return distort
-
-
-def louder(db: float) -> Distortion:
-    """Return the sound louder, cut off where 16 bits end."""
-    gain = Gain(db, db, probability=1.0)
-    return lambda sound, random, others: gain(sound, torch.tensor([sound.shape[1]]), random).clamp(-1, 1)
-
-
-def only(seconds: float) -> Distortion:
-    """Return the beginning of the sound."""
-    return lambda sound, random, others: sound[:, : round(seconds * SAMPLE_RATE)]
-
-
-CONDITIONS: dict[str, dict[float, Distortion]] = {
-    "white noise, dB": {snr: by(Noise(snr, snr, probability=1.0)) for snr in (30.0, 20.0, 10.0, 5.0, 0.0)},
-    "babble, dB": {snr: among(snr) for snr in (20.0, 10.0, 5.0, 0.0)},
-    "music, dB": {snr: with_music(snr) for snr in (20.0, 10.0, 0.0)},
-    "gain, dB": {db: louder(db) for db in (-20.0, -10.0, 10.0, 20.0)},
-    "telephone": {1.0: by(Band(probability=1.0))},
-    "low-pass, Hz": {edge: by(LowPass(edge, edge, probability=1.0)) for edge in (4000.0, 2000.0)},
-    "clipping, share of peak": {share: by(Clipping(share, share, probability=1.0)) for share in (0.3, 0.1)},
-    "reverberation, s": {s: by(Reverb(s, s, 3.0, 3.0, probability=1.0)) for s in (0.3, 0.8)},
-    "speed": {factor: faster(factor) for factor in (0.8, 0.9, 1.1, 1.25)},
-    "first seconds": {seconds: only(seconds) for seconds in (2.0, 1.0)},
-}
 
 
 class Distorted:
@@ -184,7 +108,9 @@ class Distorted:
         return sound / sound.square().mean().sqrt().clamp_min(1e-6)
 
 
-def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Path, list[dict[str, Any]]]:
+def robustness(
+    name: str, part: str = "test", progress: bool = True, noise: str = ""
+) -> tuple[Path, list[dict[str, Any]]]:
     """Score a run on a part made worse in every way of ``CONDITIONS``; babble is made of training speakers.
 
     An interrupted call is gone on with by the next.
@@ -193,6 +119,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
         name: of the run.
         part: test (counted as one scoring) or val.
         progress: show a bar.
+        noise: folder of recorded noise to add, too.
 
     Returns:
         The folder of the evaluation, where ``robustness.csv``, ``.json`` and ``.png`` are written, and a row of
@@ -203,6 +130,7 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
     """
     if part == "train":
         raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
+    kinds = CONDITIONS | (recorded(noise) if noise else {})
     model = trained(name)
     protocol, features = model.experiment.protocol, model.experiment.features
     clips = protocol.part(part)
@@ -223,10 +151,11 @@ def robustness(name: str, part: str = "test", progress: bool = True) -> tuple[Pa
 
     part_file = folder / "robustness.part.json"
     of = checkpoints.identity(model.checkpoint) | {"ser": __version__, "clips": [[c.clip, c.emotion] for c in clips]}
+    of |= {"noise": noise}
     known = rows_so_far(part_file, of)
     if part == "test" and not known:
         count_scoring(model.run.folder, folder.name, "-robustness")
-    conditions = [(kind, value, distort) for kind, values in CONDITIONS.items() for value, distort in values.items()]
+    conditions = [(kind, value, distort) for kind, values in kinds.items() for value, distort in values.items()]
     clean = answer(None, 0)
     rows = [row_of("as it is", None, clean, clean)]
     for place, (kind, value, distort) in enumerate(

@@ -1,4 +1,4 @@
-"""Phase 7: score a run on worse and worse recordings: noise, babble, music, telephone, rooms, speed and more."""
+"""Phase 7: score a run on worse and worse recordings: noise, babble, telephone, codecs, rooms, speed and more."""
 
 import argparse
 
@@ -11,11 +11,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_run(parser)
     parser.add_argument("--part", default="test", help="test (counted as one scoring) or val")
+    parser.add_argument(
+        "--noise", default="", metavar="FOLDER", help="recorded noise to add, too: a folder of sound files"
+    )
     arguments = parser.parse_args()
 
     from ser import robustness
 
-    print(robustness.table(*robustness.robustness(arguments.run, arguments.part)))
+    print(robustness.table(*robustness.robustness(arguments.run, arguments.part, noise=arguments.noise)))
 
 
 if __name__ == "__main__":
