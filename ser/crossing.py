@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ser import checkpoints, evaluation, plots, scorings, splits
+from ser import checkpoints, evaluation, plots, scorings
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
 from ser.evaluate_run import about_run, current_figures, predict, raters, tags_of
@@ -14,6 +14,7 @@ from ser.layers import InputNorm
 from ser.metadata import Table, known_sound, metadata_path, read_table
 from ser.protocol import Protocol
 from ser.runs import Trained, trained
+from ser.splits import check_same_sound, evaluation_name
 from ser.stats import columns
 from ser.votes import stored_votes
 from ser.wording import aligned, estimate_of
@@ -64,14 +65,12 @@ def cross(
     left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
     protocol = model.experiment.protocol
     trained_on = {"training": model.experiment.trained_clips, corpus: clips}
-    splits.check_same_sound(
-        trained_on, protocol.sound | {corpus: known_sound(corpus)}, f"{model.run.folder.name} on {corpus}"
-    )
+    check_same_sound(trained_on, protocol.sound | {corpus: known_sound(corpus)}, f"{model.run.folder.name} on {corpus}")
     if adapt:
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
-    label, whole = label_of(corpus, calm, adapt, label_source), f"{corpus}-none-all"
+    label, whole = label_of(corpus, calm, adapt, label_source), evaluation_name(corpus, "none", "all")
     about = about_run(model) | {
         "corpus": corpus,
         "split_scheme": "none",
@@ -101,7 +100,7 @@ def label_of(corpus: str, calm: str, adapt: bool, label_source: str = "intended"
     """Name the evaluation on another corpus."""
     policy = "" if calm == CALM_POLICIES[0] else f"-{calm}"
     labels = "" if label_source == "intended" else f"-{label_source}"
-    return f"{corpus}-none-all{policy}{labels}{'-adapted' if adapt else ''}"
+    return f"{evaluation_name(corpus, 'none', 'all')}{policy}{labels}{'-adapted' if adapt else ''}"
 
 
 def adapt_statistics(model: Trained, table: Table) -> None:

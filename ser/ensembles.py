@@ -14,6 +14,7 @@ from ser.evaluate_run import commits_of, current_figures, evaluate, highest
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
+from ser.splits import evaluation_name
 
 __all__ = ["AVERAGES", "WEIGHTS", "averaged", "ensemble", "fitted_weights"]
 
@@ -96,7 +97,7 @@ def count_member(member: Path, label: str, figures: dict[str, Any]) -> int:
     What has no run of its own, such as a cross-validation, also counts the scorings of those that it is made of.
     """
     own = (member / "run.gin").is_file()
-    what = f"{figures['corpus']}-{figures['split_scheme']}-{figures['part']}"
+    what = evaluation_name(figures["corpus"], figures["split_scheme"], figures["part"])
     here = scorings.count_scoring(member, what, f"{label.removeprefix(what)}-ensemble")
     return here + (0 if own else figures["test_scorings"])
 

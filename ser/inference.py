@@ -5,7 +5,7 @@ It needs torch, numpy and soundfile; torchaudio joins where sound is not at 16 k
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ser.errors import UserError, nearest
 __all__ = ["Item", "Prediction", "Predictor"]
 
 BATCH_SECONDS = {"cpu": 10.0, "cuda": 400.0}  # padded sound of a batch: more gains a CPU nothing
+SILENCE = -60.0  # dB of full scale, root mean square: quieter than any room that is spoken in
 AHEAD = 32  # files that are read before the first of them is answered, so that those of like length go together
 
 
@@ -32,7 +33,7 @@ class Prediction:
     Attributes:
         source: the file, as it was named.
         start, end: of the sound that was heard, seconds.
-        label: the most probable emotion; None where its probability is below the threshold.
+        label: the most probable emotion; None where its probability is below the threshold, or a window is silent.
         probabilities: of each emotion, in the model's order, of sum 1.
         speaker: by whose statistics the model normalised; empty for none.
     """
@@ -166,7 +167,9 @@ class Predictor:
             for item, clip in clips:
                 yield self.of_speaker(item, clip, threshold, learn) if item.speaker else next(together)
 
-    def timeline(self, item: Item, window: float, hop: float, threshold: float = 0.0) -> Iterator[Prediction]:
+    def timeline(
+        self, item: Item, window: float, hop: float, threshold: float = 0.0, silence: float = SILENCE
+    ) -> Iterator[Prediction]:
         """Yield the answers to windows of a recording of any length, each as a file of its own would be answered.
 
         The recording is read as it is needed, so an hour takes the memory of a minute.
@@ -176,6 +179,7 @@ class Predictor:
             window: seconds that an answer hears, 0.05 to 30; the last may be shorter.
             hop: seconds from the beginning of one window to that of the next, at most ``window``.
             threshold: probability below which there is no label.
+            silence: level below which a window has no label, root mean square in dB of full scale.
 
         Raises:
             UserError: not sound, or a window or hop out of range.
@@ -185,6 +189,13 @@ class Predictor:
         speaker = (self.known(item.speaker),) if item.speaker else ()
         size = max(1, int(self.room / (window * SAMPLE_RATE)))
         waiting: list[tuple[str, float, np.ndarray]] = []
+
+        def told() -> Iterator[Prediction]:
+            answers = self.answers(waiting, threshold, item.speaker, *speaker)
+            for answer, (_, _, clip) in zip(answers, waiting, strict=True):
+                loud = float(np.mean(np.square(clip, dtype=np.float64))) >= 10 ** (silence / 10)
+                yield answer if loud else replace(answer, label=None)
+
         with named(item):
             for start, clip in audio.windows(item.path, window, hop):
                 if len(clip) >= FEWEST_SAMPLES:
@@ -192,9 +203,9 @@ class Predictor:
                 elif not start:
                     fitting(item.name, clip)  # raises: there is no more of it
                 if len(waiting) == size:
-                    yield from self.answers(waiting, threshold, item.speaker, *speaker)
+                    yield from told()
                     waiting = []
-        yield from self.answers(waiting, threshold, item.speaker, *speaker)
+        yield from told()
 
     def check_windows(self, window: float, hop: float) -> None:
         """Raise a UserError for windows that cannot be answered, or leave gaps."""

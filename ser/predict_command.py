@@ -43,6 +43,10 @@ def add_commands(commands: Any) -> None:
     predict_parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="no label below it")
     predict_parser.add_argument("--window", type=float, metavar="SECONDS", help="a timeline: answer windows so long")
     predict_parser.add_argument("--hop", type=float, metavar="SECONDS", help="between windows; default: the window")
+    predict_parser.add_argument(
+        "--silence", type=float, metavar="DB", help="no label for windows below this level, dB of full scale; default: "
+        "-60",
+    )  # fmt: skip
     predict_parser.add_argument("--speaker", default="", metavar="NAME", help="who speaks in all files")
     predict_parser.add_argument("--frozen", action="store_true", help="do not add the files to their speakers")
     enrol_parser = commands.add_parser(
@@ -86,6 +90,8 @@ def predict(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threshold is {arguments.threshold:g}; expected a probability, 0 to 1")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window")
+    if arguments.silence is not None and arguments.window is None:
+        raise UserError("--silence needs --window: whole files are answered however quiet they are")
     if arguments.hop is None:
         arguments.hop = arguments.window
     form = arguments.format or ("table" if sys.stdout.isatty() and arguments.output is None else "jsonl")
@@ -146,7 +152,8 @@ def answered(model: Any, items: list[Any], arguments: argparse.Namespace, failed
         return
     for item in items:
         try:
-            answers = model.timeline(item, arguments.window, arguments.hop, arguments.threshold)
+            quiet = {} if arguments.silence is None else {"silence": arguments.silence}
+            answers = model.timeline(item, arguments.window, arguments.hop, arguments.threshold, **quiet)
             yield from bar(answers, None, "window")
         except UserError as error:
             failed(item, error)

@@ -205,8 +205,8 @@ class Protocol:
         return self.parts[name]
 
     def evaluation(self, part: str) -> str:
-        """Name the evaluation of a part, as ``ravdess-emobox6-test``: its folder, and what scorings are counted by."""
-        return f"{self.corpus}-{self.scheme}-{part}"
+        """Name the evaluation of a part, see ``splits.evaluation_name``."""
+        return splits.evaluation_name(self.corpus, self.scheme, part)
 
     def describe(self) -> str:
         """Return one phrase such as ``ravdess emobox6 fold 1``."""

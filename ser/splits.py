@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "check_leaks",
     "check_same_sound",
+    "evaluation_name",
     "parts_of",
     "published",
     "read_split",
@@ -127,6 +128,11 @@ def read_split(corpus: str, scheme: str) -> Split:
             f"{path}: {split.folds} folds, but none is numbered {some(gaps)}; number them from 1 without gaps"
         )
     return split
+
+
+def evaluation_name(corpus: str, scheme: str, part: str) -> str:
+    """Name the evaluation of a part, as ``ravdess-emobox6-test``: its folder, and what scorings are counted by."""
+    return f"{corpus}-{scheme}-{part}"
 
 
 def parts_of(split: Split, fold: int | None) -> dict[str, str]:

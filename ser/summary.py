@@ -14,6 +14,7 @@ from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
 from ser.scoring import draws_of, sums_of
 from ser.scorings import times_scored
+from ser.splits import evaluation_name
 from ser.wording import aligned, estimate, estimate_of, title_of
 
 __all__ = ["COLUMNS", "cells", "collect", "scorings_text", "seeds_table", "table", "write"]
@@ -125,7 +126,8 @@ def scorings_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["part"] == "test" and not {"ensemble", "pooled-folds"} & set(row["tags"].split()):
             runs = counts.setdefault((row["corpus"], row["split_scheme"]), {})
-            since = times_scored(outputs_folder() / row["run"], f"{row['corpus']}-{row['split_scheme']}-test")
+            what = evaluation_name(row["corpus"], row["split_scheme"], "test")
+            since = times_scored(outputs_folder() / row["run"], what)
             runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"] or 0, since)
     return [
         f"{corpus} {scheme}, test: {len(runs)} run{'s' if len(runs) > 1 else ''} (a fold is a run), scored "

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import PROJECT
 
@@ -277,6 +278,22 @@ def test_each_broken_sound_is_named_and_the_others_are_answered(model, tmp_path)
         assert text in failures[name], (name, failures[name])
         with pytest.raises(UserError, match=re.escape(text)):
             model.predict(tmp_path / name)
+
+
+def test_a_pause_has_no_emotion(model, tmp_path):
+    speech = np.random.default_rng(0).standard_normal(16_000) / 10
+    levels = (1.0, 0.0, 0.005, 1.0)  # -20 dB, nothing, -66 dB, -20 dB
+    soundfile.write(tmp_path / "pauses.wav", np.concatenate([level * speech for level in levels]), 16_000, "FLOAT")
+    item = Item(tmp_path / "pauses.wav", "pauses")
+    answers = list(model.timeline(item, 1.0, 1.0))
+    assert [answer.label is None for answer in answers] == [False, True, True, False]
+    assert sum(answers[1].probabilities.values()) == pytest.approx(1)
+    assert [answer.label is None for answer in model.timeline(item, 1.0, 1.0, silence=-70)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("name", ["empty.wav", "short.wav", "nan.wav", "cut.wav", "text.wav", "gone.wav"])
