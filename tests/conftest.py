@@ -212,17 +212,18 @@ def warm_start() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def command(*arguments: object, home: Path | None = None) -> subprocess.CompletedProcess:
-    """Run ``python tools/...`` with a home of its own and return what it printed.
+def command(*arguments: object, home: Path | None = None, ranks: int = 1) -> subprocess.CompletedProcess:
+    """Run ``python tools/...`` with a home of its own, or another script, and return what it printed.
 
-    Its process is a fork of one that has imported torch. What depends on how a process starts is to be tested without.
+    Its process, or those of several ranks, are forks of one that has imported torch. What depends on how a process
+    starts is to be tested without.
     """
     env = dict(os.environ) | ({"SER_HOME": str(home)} if home else {})
     tool, *rest = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         argv = [str(PROJECT / "tools" / tool), *rest]
-        job = {"argv": argv, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err)}
+        job = {"argv": argv, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err), "ranks": ranks}
         print(json.dumps(job), file=warm_start().stdin, flush=True)
         status = warm_start().stdout.readline()
         assert status, "tests/warm_start.py has ended"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, command
 
 from ser import checkpoints, config, runs
 from ser.errors import UserError
@@ -87,9 +87,8 @@ def twenty_steps(experiment: Path, processes: int, *overrides: str) -> list:
             patch.setattr(sys, "argv", [str(script), str(experiment), *overrides])
             runpy.run_path(str(script))
     else:
-        process = launch(processes, script, experiment, *overrides)
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err[-3000:]
+        done = command(script, experiment, *overrides, ranks=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(Path(f"{experiment}.{rank}").read_text()) for rank in range(processes)]
     assert all(result == results[0] for result in results), "every process has the same weights and predictions"
     return results[0]
@@ -172,9 +171,8 @@ def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home
 
 
 def test_when_one_process_dies_all_end_and_resumed_they_end_as_they_would_have(experiment, trained_home):
-    straight = train(2, experiment, *DROPOUT)
-    _, err = straight.communicate(timeout=200)
-    assert straight.returncode == 0, err[-3000:]
+    straight = command("train.py", experiment, *DROPOUT, ranks=2)
+    assert straight.returncode == 0, straight.stderr[-3000:]
     kept = put_aside(trained_home, "straight")
     log = timeless(kept)
 
@@ -186,10 +184,9 @@ def test_when_one_process_dies_all_end_and_resumed_they_end_as_they_would_have(e
     assert time.monotonic() - started < 30
     assert killed.returncode not in (0, None)
     checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
-    resumed = train(2, experiment, *DROPOUT)
-    out, err = resumed.communicate(timeout=200)
-    assert resumed.returncode == 0, err[-3000:]
-    assert "resuming" in out
+    resumed = command("train.py", experiment, *DROPOUT, ranks=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming" in resumed.stdout
     assert timeless(folder_of(trained_home)) == log
     assert same_weights(folder_of(trained_home), kept)
 

@@ -179,7 +179,7 @@ def test_resuming_over_changed_data_or_settings_is_refused(what, home, monkeypat
 
 def test_nothing_is_left_of_a_run_that_cannot_start(trained_home):
     experiment, run = start("demo_ecapa", "Features.name = 'other'")
-    with pytest.raises(UserError, match="just extract demo other"):
+    with pytest.raises(UserError, match="just extract demo EXP"):
         runs.train(experiment, run, progress=False)
     assert not (trained_home / "outputs").exists()
 
@@ -295,4 +295,6 @@ def test_a_cut_checkpoint_is_refused_by_the_real_command(trained_home):
         path = run.folder / "checkpoints" / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "last.pt: not a whole checkpoint" in one_error_line(command("train.py", "--resume", "last"))
+    assert "last.pt: not a whole checkpoint" in one_error_line(command("eval_model.py", "last"))
+    run.last.unlink()
     assert "best.pt: not a whole checkpoint" in one_error_line(command("eval_model.py", "last"))

@@ -1,6 +1,7 @@
 """Runs commands of ``tools/`` one after another in processes of their own that begin with libraries already imported.
 
-A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err": path}``; the exit status out.
+A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err": path, "ranks": 1}``; the exit status
+out. Of several ranks, which find each other as torchrun's do, it is the first that is not 0.
 Importing torch takes two seconds, transformers as long: most of what a small command takes. What is ours is imported
 by each command anew; seeds of hashes and what the environment says to Python and to threads are those of the first
 process.
@@ -10,6 +11,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 
 import gin  # noqa: F401
@@ -29,12 +31,23 @@ os.fsync = lambda _: None  # as in conftest.py
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
-        child = os.fork()
-        if not child:
-            begin(job)
-            return
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        children = []
+        for path in (job["out"], job["err"]):
+            open(path, "w").close()
+        if job["ranks"] > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            job["env"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(job["ranks"])}
+        for rank in range(job["ranks"]):
+            if job["ranks"] > 1:
+                job["env"] |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            children.append(os.fork())
+            if not children[-1]:
+                begin(job)
+                return
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(next((status for status in statuses if status), 0), flush=True)
 
 
 def begin(job: dict) -> None:
@@ -42,7 +55,7 @@ def begin(job: dict) -> None:
     signal.alarm(300)
     numpy.random.seed()
     for path, number in ((os.devnull, 0), (job["out"], 1), (job["err"], 2)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
