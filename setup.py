@@ -37,7 +37,7 @@ setup(
         "transformers>=5.0,<6",
         "speechbrain>=1.1,<2",
         "numpy>=1.26",
-        "soundfile>=0.12",
+        "soundfile>=0.13",
         "scikit-learn>=1.4",
         "wandb>=0.18",
         "matplotlib>=3.8",

@@ -71,7 +71,8 @@ def over_folds(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
             metrics = read_json(path)
         except UserError:
             continue
-        if is_known(metrics) and model.run.folder.name in [fold["run"] for fold in metrics.get("folds", [])]:
+        folds = metrics.get("folds", []) if is_known(metrics) else []
+        if any(checkpoints.is_of(fold.get("checkpoint"), model.checkpoint) for fold in folds):
             found.append((path.parent, metrics))
     return found
 
@@ -219,7 +220,7 @@ def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
             "",
             "`pooled-folds`: each fold scored by a model of its own with these settings; this is one of them.",
         ]
-    if reasons := sorted({metrics["ci95_reason"] for _, metrics in scored if metrics.get("ci95_reason")}):
+    if reasons := sorted({metrics["ci95_reason"] for _, metrics in [*scored, *pooled] if metrics.get("ci95_reason")}):
         lines += ["", *(f"No interval: {reason}." for reason in reasons)]
     return "\n".join(lines)
 

@@ -32,14 +32,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, with ``weights_only=True``.
+def load(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, with ``weights_only=True``; with ``mmap`` its tensors when they are looked at.
 
     Raises:
         UserError: missing, cut short, not a checkpoint, or of a newer format.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; train first: just train EXP") from error
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
 
 def is_finished(last: Path) -> bool:
     """Say whether the run that this newest checkpoint is of has made its last step."""
-    return last.is_file() and load(last)["state"]["finished"]
+    return last.is_file() and load(last, mmap=True)["state"]["finished"]
 
 
 def restore(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -27,7 +27,18 @@ if not hasattr(gin, "register"):
 from gin import config as gin_config
 from gin import config_parser
 
-__all__ = ["Config", "build", "compose", "load", "load_features", "load_protocol", "settings", "show", "snapshot"]
+__all__ = [
+    "Config",
+    "build",
+    "build_protocol",
+    "compose",
+    "load",
+    "load_features",
+    "load_protocol",
+    "settings",
+    "show",
+    "snapshot",
+]
 
 # What gin may bind, each as `room.Name`.
 BINDABLE = {
@@ -159,7 +170,12 @@ def load_protocol(corpus: str, overrides: Sequence[str] = ()):
     """
     label_set(corpus)
     parts = (f"data/{corpus}", "features/logmel80", "augment/none", "model/ecapa")  # an experiment whole, else none
-    return construct(compose(corpus, parts, overrides), "protocol.Protocol")
+    return build_protocol(compose(corpus, parts, overrides))
+
+
+def build_protocol(config: Config):
+    """Build the protocol of a configuration, and nothing else of it."""
+    return construct(config, "protocol.Protocol")
 
 
 def file_bindings(path: Path) -> Iterator[Binding]:

@@ -64,8 +64,11 @@ def cross(
     clips = [clip for clip in labelled if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
     protocol = model.experiment.protocol
-    trained_on = {"training": model.experiment.trained_clips, corpus: clips}
-    check_same_sound(trained_on, protocol.sound | {corpus: known_sound(corpus)}, f"{model.run.folder.name} on {corpus}")
+    before = [other for other in model.began_on if metadata_path(other).is_file()]
+    heard = [*model.experiment.trained_clips, *(clip for other in before for clip in read_table(other).clips)]
+    sound = {name: known_sound(name) for name in {corpus, protocol.corpus, *protocol.extra, *before}}
+    where, mend = f"{model.run.folder.name} on {corpus}", "score it on another corpus"
+    check_same_sound({"training": heard, corpus: clips}, sound, where, mend)
     if adapt:
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)
@@ -79,8 +82,8 @@ def cross(
         "label_source": label_source,
         "split_sha256": model.experiment.protocol.split.sha256,
         "clips_missing": table.missing,
-        "speaker_independent": not model.experiment.protocol.tags and not unknown,
-        "raters": raters(stored_votes(corpus), label_source, clips),
+        "speaker_independent": protocol.speaker_independent and not unknown,
+        "raters": raters(stored_votes(corpus), label_source, clips, shared),
         "tags": [
             "cross-corpus",
             *(["transductive"] if adapt else []),

@@ -129,8 +129,10 @@ def recorded(folder: str) -> dict[str, dict[float, Distortion]]:
         UserError: no sound in the folder.
     """
     noises = {snr: BackgroundNoise(folder, snr, snr, probability=1.0) for snr in (20.0, 10.0, 5.0, 0.0)}
-    for noise in noises.values():
-        noise.ready()
+    first, *others = noises.values()
+    first.ready()
+    for noise in others:
+        noise.recordings = first.recordings  # which keep what was read
     return {"recorded noise, dB": {snr: by(noise) for snr, noise in noises.items()}}
 
 

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser import calibration, checkpoints, comparing, evaluation, scorings
+from ser import calibration, checkpoints, comparing, config, evaluation, scorings
 from ser.errors import UserError, nearest, some
-from ser.evaluate_run import commits_of, current_figures, evaluate, highest
+from ser.evaluate_run import commits_of, evaluate, highest, is_current
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
 from ser.predictions import Predictions, read_predictions
@@ -60,9 +61,11 @@ def ensemble(
         validated = averaged(heard, chosen, average)
         temperature = calibration.temperature(validated.logits, validated.indices)
     joined = averaged([predictions for predictions, _ in members], chosen, average)
-    clips = read_table(about["corpus"]).clips
-    if gone := set(joined.clips) - {clip.clip for clip in clips}:
+    at_hand = {clip.clip: clip for clip in read_table(about["corpus"]).clips}
+    if gone := set(joined.clips) - at_hand.keys():
         raise UserError(f"{about['corpus']}: clips that were scored are not at hand any more: {some(sorted(gone))}")
+    references = zip(joined.clips, joined.references, strict=True)
+    clips = [replace(at_hand[clip], emotion=reference) for clip, reference in references]
     every = [metrics for _, metrics in members]
     key = json.dumps([sorted(folder.name for folder in folders), average, weights])
     run = outputs_folder() / f"ensemble-{about['corpus']}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
@@ -111,13 +114,13 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
         UserError: not scored on the same, or a model that was trained on the speakers.
     """
     for folder in folders:
-        found = [path.parent.name for path in folder.glob("eval/*/predictions.csv")]
-        own = [name for name in found if name == part or name.endswith(f"-{part}")]
         trained = (folder / "run.gin").is_file()
         if trained and not checkpoints.is_finished(folder / checkpoints.LAST):
             raise UserError(f"{folder.name}: is not finished; go on with: just resume {folder.name}")
-        if trained and part in ("test", "val") and not (own and all(current_figures(folder, name) for name in own)):
-            evaluate(str(folder), part, progress=False)
+        if trained and part in ("test", "val"):
+            protocol = config.build_protocol(config.load(str(folder / "run.gin")))
+            if not is_current(folder, protocol, part):
+                evaluate(str(folder), part, progress=False)
     label = comparing.shared_evaluation(folders, part)
     members = []
     for folder in folders:

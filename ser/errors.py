@@ -79,6 +79,8 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except PermissionError as error:  # also of pathlib's questions inside a folder that may not be entered
+            if error.filename is None:
+                raise
             print(f"error: {error.filename}: {error.strerror}; let yourself read (or write) it", file=sys.stderr)
             sys.exit(EXIT_USER)
         except RuntimeError as error:

@@ -17,6 +17,7 @@ from ser.interfaces import normalised_by_speaker
 from ser.labels import label_set
 from ser.metadata import Clip, read_table
 from ser.predictions import Predictions
+from ser.protocol import Protocol
 from ser.runs import Trained, trained
 from ser.scorings import count_scoring
 from ser.starting import begun_tags
@@ -33,6 +34,7 @@ __all__ = [
     "evaluated",
     "highest",
     "how_chosen",
+    "is_current",
     "is_known",
     "is_of_best",
     "predict",
@@ -84,7 +86,7 @@ def evaluate(
     )
     clips = [clip for clip in clips if clip.emotion]  # raters were at odds on the others; votes may still have taught
     predictions = predict(model, protocol.corpus, clips, progress, speaker_clips, members)
-    heard = raters(protocol.votes, protocol.label_source, clips)  # before the scoring is counted
+    heard = raters(protocol.votes, protocol.label_source, clips, protocol.labels)  # before the scoring is counted
     what, how = protocol.evaluation(part), ""
     if protocol.label_source != model.experiment.protocol.label_source:
         how += f"-{protocol.label_source}"
@@ -100,7 +102,7 @@ def evaluate(
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
         "raters": heard,
-        "speaker_independent": not protocol.tags and not known,
+        "speaker_independent": protocol.speaker_independent and not known,
         "tags": [*known, *tags_of(model)],
         "speaker_clips": speaker_clips,
         "test_scorings": times,
@@ -147,19 +149,25 @@ def predict(
     return evaluation.predict(experiment.model, features, reader, clips, precision, progress, enrolled)
 
 
-def raters(votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip]) -> dict[str, float] | None:
+def raters(
+    votes: Mapping[str, Votes], label_source: str, clips: Sequence[Clip], classes: Sequence[str]
+) -> dict[str, float] | None:
     """Return the figures of the people who only heard these clips, a reference line.
 
     None without all their votes, and against labels that are these votes.
 
-    Their answer is the plurality of their votes; a tie is an error.
+    Their answer is the plurality of their votes for the classes, between which a model had to choose, too; a tie is an
+    error.
     """
     if label_source in ("voice", "voice_soft") or any(clip.clip not in votes for clip in clips):
         return None
-    labels = label_set("crema_d")
+    labels = [label for label in label_set("crema_d") if label in classes]
     index = {label: number for number, label in enumerate(labels)}
     references = np.array([index[clip.emotion] for clip in clips])
-    heard = [plurality(votes[clip.clip].voice) for clip in clips]
+    wanted = [label in classes for label in label_set("crema_d")]
+    heard = [
+        plurality([count * want for count, want in zip(votes[clip.clip].voice, wanted, strict=True)]) for clip in clips
+    ]
     answers = np.array([index.get(label, len(labels)) for label in heard])
     counts = metrics.confusion(references, answers, len(labels) + 1)
     return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
@@ -200,14 +208,20 @@ def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True
         UserError: the run was made with other clips or another split; or as ``evaluate``.
     """
     check_unchanged(run, experiment, checkpoints.load(run.best), run.best)
-    protocol = experiment.protocol
-    label = protocol.evaluation(part)
-    clips = [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
-    figures = current_figures(run.folder, label, split_sha256=protocol.split.sha256, n_clips=len(clips))
-    # Figures of an earlier ser say nothing of the labels that they are against.
-    if figures and figures.get("clips_sha256", evaluation.clips_hash(clips)) == evaluation.clips_hash(clips):
-        return run.folder / "eval" / label
+    if is_current(run.folder, experiment.protocol, part):
+        return run.folder / "eval" / experiment.protocol.evaluation(part)
     return evaluate(str(run.folder), part, progress=progress)[0]
+
+
+def is_current(folder: Path, protocol: Protocol, part: str) -> bool:
+    """Say whether a run's figures of a part of its protocol are of its best weights, today's clips and their labels.
+
+    Figures of an earlier ser do not say which labels they are against, and are believed.
+    """
+    clips = [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
+    wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(clips)}
+    figures, now = current_figures(folder, protocol.evaluation(part), **wanted), evaluation.clips_hash(clips)
+    return figures is not None and figures.get("clips_sha256", now) == now
 
 
 def is_known(figures: Any) -> bool:

@@ -87,20 +87,21 @@ def cross_validate(
         "memory_gib": highest(results, "memory_gib"),
         "trained_on": f"{whole}{beyond}, each fold on the others{but}",
         "chosen": how_chosen(first),
-        "speaker_independent": not protocol.tags,
+        "speaker_independent": protocol.speaker_independent,
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
         "fold": None,
         "part": "test",
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
-        "raters": raters(protocol.votes, protocol.label_source, scored),
+        "raters": raters(protocol.votes, protocol.label_source, scored, protocol.labels),
         "tags": ["pooled-folds", *results[0]["tags"]],
         "test_scorings": max(result["test_scorings"] for result in results),
         "commits": commits_of(results),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},
         "folds": [
             {"fold": number, "run": result["run"], "train_speakers": result.get("train_speakers")}
+            | {"checkpoint": result.get("checkpoint")}
             | {name: result[name] for name in metrics.FIGURES}
             for number, result in enumerate(results, start=1)
         ],

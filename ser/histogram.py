@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from ser import plots
+from ser.errors import UserError
 from ser.files import write_csv
 from ser.labels import label_set
 from ser.losses import class_weights
 from ser.metadata import Clip, Table
 from ser.protocol import Protocol
-from ser.splits import PARTS
+from ser.splits import PARTS, schemes, split_path
 
 __all__ = ["advice", "by_protocol", "counts_by", "text", "write"]
 
@@ -31,10 +32,17 @@ SKEWED = 5.0  # from here on focal loss or a balanced sampler is worth a try
 def by_protocol(protocol: Protocol) -> Table:
     """Return the clips at hand with the parts and classes of a protocol, those that it leaves out without a part.
 
-    Clips without a class, on which raters tie, are not among them.
+    Clips without a class, on which raters tie, are not among them; and no clip has a part before the split is made.
+
+    Raises:
+        UserError: as ``Protocol``, or no clip of its classes.
     """
-    parts = {clip.clip: part for part, clips in protocol.members.items() for clip in clips}
     clips = protocol.labelled(protocol.table.clips, "test")
+    if not clips:
+        raise UserError(f"{protocol.corpus}: no clip of {', '.join(protocol.labels)} is at hand; choose other classes")
+    made = split_path(protocol.corpus, protocol.scheme).is_file()
+    members = protocol.members if made or protocol.scheme not in schemes(protocol.corpus) else {}
+    parts = {clip.clip: part for part, each in members.items() for clip in each}
     return replace(protocol.table, clips=tuple(replace(clip, split=parts.get(clip.clip, "")) for clip in clips))
 
 

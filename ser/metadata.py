@@ -108,8 +108,11 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
 
 
 def remember_sound(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
-    """Write ``data/<corpus>/sound.json``: where recordings lie, and a hash of each clip's decoded samples."""
-    write_json(corpus_folder(corpus) / "sound.json", {"raw": str(raw.absolute()), "sound": dict(sorted(sound.items()))})
+    """Keep a hash of each clip's decoded samples in ``data/<corpus>/sound.json``, by where the recordings lie."""
+    path = corpus_folder(corpus) / "sound.json"
+    known = read_json(path) if path.is_file() else {}
+    others = known if isinstance(known, dict) else {}
+    write_json(path, others | {str(raw.absolute()): dict(sorted(sound.items()))})
 
 
 def known_sound(corpus: str) -> dict[str, str]:
@@ -119,12 +122,15 @@ def known_sound(corpus: str) -> dict[str, str]:
         UserError: a damaged file.
     """
     path = corpus_folder(corpus) / "sound.json"
-    if not path.is_file():
+    if not path.is_file() or not (corpus_folder(corpus) / "local.json").is_file():
         return {}
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("sound"), dict):
-        raise UserError(f"{path}: expected raw (text) and sound (hashes by clip); make it again: just verify {corpus}")
-    return content["sound"] if content.get("raw") == read_local(corpus)["raw"] else {}
+    sound = content.get(read_local(corpus)["raw"], {}) if isinstance(content, dict) else None
+    if not isinstance(sound, dict):
+        raise UserError(
+            f"{path}: expected hashes by folder and clip; remove it, and make it again: just verify {corpus}"
+        )
+    return sound
 
 
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:

@@ -76,14 +76,16 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     about = (batch.names, list(speakers), [clip.emotion for clip in clips], model.labels)
     rows = [row_of(name, Predictions(*about, each)) for name, each in logits.items()]
     part = protocol.scheme if protocol.fold is None else f"{protocol.scheme}-fold{protocol.fold}"
-    heard = "" if protocol.label_source == "intended" else f"-{protocol.label_source}"
+    told = [protocol.label_source] * (protocol.label_source != "intended") + protocol.tags
+    heard = "".join(f"-{word}" for word in told)
     folder = outputs_folder() / "probe" / f"{protocol.corpus}-{part}-{experiment.features.store}{heard}"
-    labels = heard and f", labels {protocol.label_source}"
-    title = f"{experiment.features.name} on {protocol.describe()}{labels}\ntraining part, {len(folds)} folds by speaker"
+    what = " ".join([experiment.features.name, "on", protocol.describe(), *told])
+    title = f"{what}\ntraining part, {len(folds)} folds by speaker"
     write_csv(folder / "layers.csv", COLUMNS, rows)
     facts = {
         "title": title, "strength": model.strengths[0], "class_weights": experiment.loss.class_weights,
-        "label_source": protocol.label_source, "dropped": sorted(protocol.drop), "clips": len(clips),
+        "label_source": protocol.label_source, "labels": list(protocol.labels), "tags": protocol.tags,
+        "dropped": sorted(protocol.drop), "clips": len(clips),
     }  # fmt: skip
     write_json(folder / "probe.json", facts | {"split_sha256": protocol.split.sha256, "rows": rows})
     plots.layers(folder / "layers.png", rows, title)

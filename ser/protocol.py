@@ -24,8 +24,8 @@ class Protocol:
         fold: fold k tests and fold k + 1 validates; None for a fixed scheme.
         label_source: one of ``votes.LABEL_SOURCES``; all but ``intended`` need CREMA-D's votes.
         drop: clips to leave out, such as those that are known to be odd.
-        extra: other corpora all of whose clips train along, by their intended emotions: those that this corpus knows,
-            and calm as neutral where it has no calm. Figures carry the tag ``extra-<corpus>``.
+        extra: other corpora all of whose clips train along, by their intended emotions: those that are classes here,
+            and calm as ``calm`` says. Figures carry the tag ``extra-<corpus>``.
         classes: the emotions to tell apart; None for all of the corpus. Clips of others are neither trained on nor
             scored. Figures carry the tag ``classes-<number>``.
         calm: one of ``labels.CALM_POLICIES``: what calm is where it is no class of its own.
@@ -87,8 +87,16 @@ class Protocol:
     def tags(self) -> list[str]:
         """What a reader must know of every figure made with this protocol."""
         tags = [] if self.split.speaker_independent else ["speaker-dependent"]
-        tags += [] if self.labels == label_set(self.corpus) else [f"classes-{len(self.labels)}"]
+        every = label_set(self.corpus)
+        tags += [] if self.labels == every else [f"classes-{len(self.labels)}"]
+        if "calm" in every and "calm" not in self.labels and "neutral" in self.labels and self.calm == "leave_out":
+            tags.append("calm-left-out")
         return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
+
+    @property
+    def speaker_independent(self) -> bool:
+        """Whether it is known that no speaker is in two parts."""
+        return self.split.speaker_independent and all(clip.speaker for clip in self.table.clips)
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -133,7 +141,8 @@ class Protocol:
         members = splits.select(clips, part_of, where, self.split.speaker_independent)
         members["train"] = [*members["train"], *self.extra_clips]
         if self.split.speaker_independent:
-            splits.check_same_sound(members, self.sound, where)
+            mend = "leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
+            splits.check_same_sound(members, self.sound, where, mend)
         return members
 
     @property
@@ -157,9 +166,13 @@ class Protocol:
             self.check_votes(own)
             own = [replace(clip, emotion=plurality(self.counts(clip))) for clip in own]
         soft = self.label_source == "voice_soft" and part == "train"
-        kept = [clip for clip in own if clip.emotion in self.class_of or (soft and not clip.emotion)]
-        given = [replace(clip, emotion=self.class_of.get(clip.emotion, "")) for clip in kept]
-        return [*(clip for clip in given if clip.emotion or self.soft_target(clip)), *others]
+        kept = [clip for clip in own if clip.emotion in self.class_of or (soft and self.is_tie(clip))]
+        return [*(replace(clip, emotion=self.class_of.get(clip.emotion, "")) for clip in kept), *others]
+
+    def is_tie(self, clip: Clip) -> bool:
+        """Say whether raters were at odds on a clip, with a class among the emotions that most of them heard."""
+        counts = dict(zip(label_set(self.corpus), self.counts(clip), strict=True))
+        return not clip.emotion and any(counts[label] == max(counts.values()) > 0 for label in self.labels)
 
     def check_votes(self, clips: Sequence[Clip]) -> None:
         """Raise a UserError where votes are needed and not at hand."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # only names: listing the formats costs no torch
 
 __all__ = ["FORMATS", "responses"]
 
-UNSURE = "unsure"  # stands for the label of an answer below the threshold, but in JSON
+UNSURE = "unsure"  # stands for the label of an answer that has none (below the threshold, or silence), but in JSON
 
 
 def responses(predictions: Iterable[Prediction], labels: Sequence[str], form: str) -> Iterator[str]:
@@ -32,7 +32,7 @@ def responses(predictions: Iterable[Prediction], labels: Sequence[str], form: st
 
 
 def json_line(prediction: Prediction) -> str:
-    """Return one JSON object; an answer below the threshold has the label null."""
+    """Return one JSON object; an answer without a label, below the threshold or of silence, has null."""
     content: dict[str, object] = {"file": prediction.source, "start": prediction.start, "end": prediction.end}
     if prediction.speaker:
         content["speaker"] = prediction.speaker

@@ -167,7 +167,7 @@ def robustness(
     about = about_run(model)
     tags = tags_of(model)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
-    facts |= {"tags": tags, "clips_missing": protocol.table.missing}
+    facts |= {"tags": tags, "clips_missing": protocol.table.missing, "noise": noise}
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
     plots.robustness(
         folder / "robustness.png",

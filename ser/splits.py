@@ -199,13 +199,16 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
         )
 
 
-def check_same_sound(parts: Mapping[str, Iterable[Clip]], sound: Mapping[str, Mapping[str, str]], where: str) -> None:
+def check_same_sound(
+    parts: Mapping[str, Iterable[Clip]], sound: Mapping[str, Mapping[str, str]], where: str, mend: str
+) -> None:
     """Raise a UserError where one recording is in two parts, whatever its names and speakers.
 
     Args:
         parts: clips by part.
         sound: corpus -> clip -> hash of its samples; what has none is passed over.
         where: names the split in messages.
+        mend: what to do, for the message.
     """
     first: dict[str, tuple[str, str]] = {}
     found = []
@@ -218,7 +221,7 @@ def check_same_sound(parts: Mapping[str, Iterable[Clip]], sound: Mapping[str, Ma
     if found:
         raise UserError(
             f"{where}: the same recording in two parts: {some(found, 3)}; a figure made with it would be of what was "
-            "trained on: leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
+            f"trained on: {mend}"
         )
 
 

@@ -77,10 +77,9 @@ def read_start(name: str, protocol: Protocol) -> Start:
             "and fold"
         )
     parts = {corpus: known_sound(corpus) for corpus in sorted({own["corpus"], *others} - {protocol.corpus})}
-    scored = {
-        protocol.sound[protocol.corpus].get(clip.clip) for part in ("val", "test") for clip in protocol.members[part]
-    }
-    if twice := [name for sound in parts.values() for name, content in sound.items() if content in scored]:
+    sound = known_sound(protocol.corpus)
+    scored = {sound.get(clip.clip, "") for part in ("val", "test") for clip in protocol.members[part]}
+    if twice := [name for known in parts.values() for name, content in known.items() if content in scored]:
         raise UserError(
             f"train/start: {folder.name} was trained on {own['corpus']}, which holds recordings that "
             f"{protocol.describe()} validates or tests on: {some(twice, 3)}; begin with another run"

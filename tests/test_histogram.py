@@ -119,3 +119,5 @@ def test_parts_and_classes_are_those_of_a_protocol(prepared, monkeypatch):
     assert "by part (ravdess emobox6 fold 2)" in histogram.text(table, protocol.describe())
     with pytest.raises(UserError, match="did you mean 'emobox6'"):
         histogram.by_protocol(config.load_protocol("ravdess", ["split/scheme = 'emobx6'"]))
+    monkeypatch.setattr(histogram, "split_path", lambda *_: prepared / "nothing")  # as before the split is made
+    assert {clip.split for clip in histogram.by_protocol(protocol).clips} == {""}

@@ -92,6 +92,7 @@ def test_some_classes_alone_are_trained_on_and_scored_and_calm_is_what_was_said(
     all_of_them = Protocol("ravdess", "emobox6", 1, extra=["crema_d"])
     some = Protocol("ravdess", "emobox6", 1, extra=["crema_d"], classes=four)
     assert (some.labels, some.tags, all_of_them.tags) == (tuple(four), ["classes-4"], [])
+    assert some.speaker_independent
     counts_as = dict(zip(four, four, strict=True)) | {"calm": "neutral"}
     for part in PARTS:
         expected = [
@@ -99,6 +100,7 @@ def test_some_classes_alone_are_trained_on_and_scored_and_calm_is_what_was_said(
         ]
         assert [(clip.clip, clip.emotion) for clip in some.part(part)] == expected
     without = Protocol("ravdess", "emobox6", 1, classes=four, calm="leave_out")
+    assert without.tags == ["classes-4", "calm-left-out"]
     meant = {clip.clip: clip.emotion for clip in without.table.clips}
     assert {meant[clip.clip] for clip in without.part("train")} == set(four)
     with pytest.raises(UserError, match="calm policy 'leaveout' is unknown"):
@@ -210,8 +212,12 @@ def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_ho
     with pytest.raises(UserError, match=f"same recording in two parts: {heard.clip} .train. and {scored.clip} .test"):
         Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "tfds", drop=[heard.clip]).part("test")
+    remember_sound("crema_d", known)
     metadata.remember_sound("crema_d", home, known | {heard.clip: known[scored.clip]})  # of recordings elsewhere
     Protocol("crema_d", "tfds").part("test")
+    (home / "data/crema_d/sound.json").write_text("[]")
+    with pytest.raises(UserError, match="expected hashes by folder and clip"):
+        Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "emobox1").part("test")  # known to share its speakers, and tagged
     remember_sound("crema_d", known)
     remember_sound("ravdess", {other.clip: known[scored.clip]})

@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +14,14 @@ from corpus_factory import prepare_corpus
 from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
+from ser.evaluate_run import evaluate, raters
 from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.protocol import Protocol
 from ser.schemes import make_split
 from ser.splits import write_split
-from ser.votes import plurality, read_votes, store_votes, stored_votes
+from ser.votes import Votes, plurality, read_votes, store_votes, stored_votes
 from ser.workbench import set_up
 
 HEADER = '"","A","D","F","H","N","S","fileName"'
@@ -105,7 +106,14 @@ def test_votes_for_other_classes_are_left_out(rated):
     other = Protocol("crema_d", "tfds", label_source="voice", classes=["angry", "sad"])
     assert not any(other.parts.values())  # all were heard as happy, or a tie
     soft = Protocol("crema_d", "tfds", label_source="voice_soft", classes=["angry", "sad"])
-    assert not soft.parts["train"]
+    assert not soft.parts["train"]  # no tie is between these either
+
+
+def test_people_choose_between_the_same_classes(rated):
+    votes = {"a": Votes((3, 4, 0, 0, 0, 1), (1,) * 6), "b": Votes((0, 4, 0, 0, 0, 3), (1,) * 6)}
+    clips = [SimpleNamespace(clip="a", emotion="angry"), SimpleNamespace(clip="b", emotion="angry")]
+    assert raters(votes, "intended", clips, LABELS)["wa"] == 0  # both were heard as disgust
+    assert raters(votes, "intended", clips, ["angry", "sad"])["wa"] == 0.5
 
 
 def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_home, prepared, tmp_path):
