@@ -4,6 +4,8 @@ Markdown with the front matter that the Hugging Face Hub reads; every figure in 
 """
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +54,26 @@ def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
 
 def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and metrics of every evaluation of these very weights."""
-    found = []
-    for path in sorted(model.run.folder.glob("eval/*/metrics.json")):
-        try:
-            metrics = read_json(path)
-        except UserError:
-            continue
-        if is_of_best(metrics, model.checkpoint):
-            found.append((path.parent, metrics))
-    return found
+    every = readable(model.run.folder.glob("eval/*/metrics.json"))
+    return [(folder, metrics) for folder, metrics in every if is_of_best(metrics, model.checkpoint)]
 
 
 def over_folds(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
-    """Return folder and pooled metrics of the cross-validations that this run is a fold of."""
-    found = []
-    for path in sorted(model.run.folder.parent.glob("*-cv-*/eval/*/metrics.json")):
-        try:
-            metrics = read_json(path)
-        except UserError:
-            continue
-        folds = metrics.get("folds", []) if is_known(metrics) else []
-        if any(checkpoints.is_of(fold.get("checkpoint"), model.checkpoint) for fold in folds):
-            found.append((path.parent, metrics))
-    return found
+    """Return folder and pooled metrics of the cross-validations that these very weights are a fold of."""
+    every = readable(model.run.folder.parent.glob("*-cv-*/eval/*/metrics.json"))
+    return [
+        (folder, metrics)
+        for folder, metrics in every
+        if any(checkpoints.is_of(fold.get("checkpoint"), model.checkpoint) for fold in metrics.get("folds", []))
+    ]
+
+
+def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and content of those ``metrics.json`` that this version of ser wrote."""
+    for path in sorted(paths):
+        with suppress(UserError):
+            if is_known(metrics := read_json(path)):
+                yield path.parent, metrics
 
 
 def corpora(model: Trained) -> list[str]:

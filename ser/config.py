@@ -169,7 +169,12 @@ def load_protocol(corpus: str, overrides: Sequence[str] = ()):
         UserError: no such corpus, or a wrong override.
     """
     label_set(corpus)
-    parts = (f"data/{corpus}", "features/logmel80", "augment/none", "model/ecapa")  # an experiment whole, else none
+    parts = (
+        f"data/{corpus}",
+        "features/logmel80",
+        "augment/none",
+        "model/ecapa",
+    )  # any model: an experiment is only read whole
     return build_protocol(compose(corpus, parts, overrides))
 
 

@@ -11,7 +11,7 @@ from ser.evaluate_run import about_run, current_figures, predict, raters, tags_o
 from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
-from ser.metadata import Table, known_sound, metadata_path, read_table
+from ser.metadata import Table, clips_at_hand, metadata_path, read_table
 from ser.protocol import Protocol
 from ser.runs import Trained, trained
 from ser.splits import check_same_sound, evaluation_name
@@ -64,11 +64,9 @@ def cross(
     clips = [clip for clip in labelled if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
     protocol = model.experiment.protocol
-    before = [other for other in model.began_on if metadata_path(other).is_file()]
-    heard = [*model.experiment.trained_clips, *(clip for other in before for clip in read_table(other).clips)]
-    sound = {name: known_sound(name) for name in {corpus, protocol.corpus, *protocol.extra, *before}}
+    heard = [*model.experiment.trained_clips, *clips_at_hand(model.began_on)]
     where, mend = f"{model.run.folder.name} on {corpus}", "score it on another corpus"
-    check_same_sound({"training": heard, corpus: clips}, sound, where, mend)
+    check_same_sound({"training": heard, corpus: clips}, where, mend)
     if adapt:
         adapt_statistics(model, table)
     predictions = predict(model, corpus, clips, progress, None, table.clips)

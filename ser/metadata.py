@@ -1,7 +1,7 @@
 """The table of clips, ``data/<corpus>/metadata.csv``: read, write, validate."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -15,6 +15,7 @@ __all__ = [
     "COLUMNS",
     "Clip",
     "Table",
+    "clips_at_hand",
     "known_sound",
     "metadata_path",
     "prepare_command",
@@ -110,7 +111,10 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
 def remember_sound(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
     """Keep a hash of each clip's decoded samples in ``data/<corpus>/sound.json``, by where the recordings lie."""
     path = corpus_folder(corpus) / "sound.json"
-    known = read_json(path) if path.is_file() else {}
+    try:
+        known = read_json(path) if path.is_file() else {}
+    except UserError:  # damaged: it can be made again
+        known = {}
     others = known if isinstance(known, dict) else {}
     write_json(path, others | {str(raw.absolute()): dict(sorted(sound.items()))})
 
@@ -126,7 +130,7 @@ def known_sound(corpus: str) -> dict[str, str]:
         return {}
     content = read_json(path)
     sound = content.get(read_local(corpus)["raw"], {}) if isinstance(content, dict) else None
-    if not isinstance(sound, dict):
+    if not isinstance(sound, dict) or not all(isinstance(content, str) for content in sound.values()):
         raise UserError(
             f"{path}: expected hashes by folder and clip; remove it, and make it again: just verify {corpus}"
         )
@@ -168,6 +172,11 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
                 f"bring them back or run again: {prepare_command(corpus, 'metadata')}"
             )
     return table
+
+
+def clips_at_hand(corpora: Iterable[str]) -> list[Clip]:
+    """Return the clips of those corpora that are prepared on this machine."""
+    return [clip for corpus in corpora if metadata_path(corpus).is_file() for clip in read_table(corpus).clips]
 
 
 def parse_row(path: Path, line: int, row: dict[str, str]) -> Clip:

@@ -8,7 +8,7 @@ from functools import cached_property
 from ser import splits
 from ser.errors import UserError, nearest, some
 from ser.labels import CALM_POLICIES, label_set, shared_labels
-from ser.metadata import Clip, Table, known_sound, read_table
+from ser.metadata import Clip, Table, read_table
 from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
 __all__ = ["Protocol"]
@@ -142,13 +142,8 @@ class Protocol:
         members["train"] = [*members["train"], *self.extra_clips]
         if self.split.speaker_independent:
             mend = "leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
-            splits.check_same_sound(members, self.sound, where, mend)
+            splits.check_same_sound(members, where, mend)
         return members
-
-    @property
-    def sound(self) -> dict[str, dict[str, str]]:
-        """A hash of each recording, by corpus and clip, where it is known."""
-        return {corpus: known_sound(corpus) for corpus in (self.corpus, *self.extra)}
 
     @cached_property
     def parts(self) -> dict[str, list[Clip]]:
@@ -191,7 +186,7 @@ class Protocol:
         return votes.multimodal if self.label_source == "multimodal" else votes.voice
 
     def soft_target(self, clip: Clip) -> list[float] | None:
-        """Return the distribution [C] that a clip trains on, or None for one-hot of its class, and without votes."""
+        """Return the distribution [C] that a clip trains on, or None for one-hot of its class."""
         if self.label_source != "voice_soft" or clip.corpus != self.corpus:
             return None
         counts = [
@@ -199,7 +194,7 @@ class Protocol:
             for label, count in zip(label_set(self.corpus), self.counts(clip), strict=True)
             if label in self.labels
         ]
-        return [count / sum(counts) for count in counts] if any(counts) else None
+        return [count / sum(counts) for count in counts]
 
     def part(self, name: str) -> list[Clip]:
         """Return the clips of one part.

@@ -150,8 +150,9 @@ def robustness(
         return predict(model, protocol.corpus, clips, False, None, protocol.members[part], source)
 
     part_file = folder / "robustness.part.json"
-    of = checkpoints.identity(model.checkpoint) | {"ser": __version__, "clips": [[c.clip, c.emotion] for c in clips]}
-    of |= {"noise": noise}
+    of = checkpoints.identity(model.checkpoint) | {
+        "ser": __version__, "clips": [[clip.clip, clip.emotion] for clip in clips], "noise": noise,
+    }  # fmt: skip
     known = rows_so_far(part_file, of)
     if part == "test" and not known:
         count_scoring(model.run.folder, folder.name, "-robustness")

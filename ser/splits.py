@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
-from ser.metadata import Clip
+from ser.metadata import Clip, known_sound
 
 __all__ = [
     "PARTS",
@@ -199,22 +199,20 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
         )
 
 
-def check_same_sound(
-    parts: Mapping[str, Iterable[Clip]], sound: Mapping[str, Mapping[str, str]], where: str, mend: str
-) -> None:
+def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, mend: str) -> None:
     """Raise a UserError where one recording is in two parts, whatever its names and speakers.
 
     Args:
-        parts: clips by part.
-        sound: corpus -> clip -> hash of its samples; what has none is passed over.
+        parts: clips by part, of any corpora; those whose samples are not known are passed over.
         where: names the split in messages.
         mend: what to do, for the message.
     """
+    sound = {corpus: known_sound(corpus) for corpus in {clip.corpus for clips in parts.values() for clip in clips}}
     first: dict[str, tuple[str, str]] = {}
     found = []
     for part, clips in parts.items():
         for clip in clips:
-            if content := sound.get(clip.corpus, {}).get(clip.clip):
+            if content := sound[clip.corpus].get(clip.clip):
                 other, name = first.setdefault(content, (part, clip.clip))
                 if other != part:
                     found.append(f"{name} ({other}) and {clip.clip} ({part})")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ser import checkpoints
-from ser.errors import UserError, some
+from ser.errors import UserError
 from ser.files import run_folder
 from ser.interfaces import Classifier
 from ser.layers import InputNorm
-from ser.metadata import known_sound
+from ser.metadata import clips_at_hand
 from ser.optim import kept
 from ser.protocol import Protocol
+from ser.splits import check_same_sound
 
 __all__ = ["Start", "begin_with", "begun_tags", "read_start"]
 
@@ -76,17 +77,13 @@ def read_start(name: str, protocol: Protocol) -> Start:
             f"{protocol.describe()} validates or tests on; begin with a run on another corpus, or on the same split "
             "and fold"
         )
-    parts = {corpus: known_sound(corpus) for corpus in sorted({own["corpus"], *others} - {protocol.corpus})}
-    sound = known_sound(protocol.corpus)
-    scored = {sound.get(clip.clip, "") for part in ("val", "test") for clip in protocol.members[part]}
-    if twice := [name for known in parts.values() for name, content in known.items() if content in scored]:
-        raise UserError(
-            f"train/start: {folder.name} was trained on {own['corpus']}, which holds recordings that "
-            f"{protocol.describe()} validates or tests on: {some(twice, 3)}; begin with another run"
-        )
+    corpora = sorted({own["corpus"], *others} - {protocol.corpus})
+    judged = {part: protocol.members[part] for part in ("val", "test")}
+    heard = {f"what {folder.name} was trained on": clips_at_hand(corpora)}
+    check_same_sound(heard | judged, f"train/start on {protocol.describe()}", "begin with another run")
     facts = {
         "run": folder.name,
-        "corpora": sorted({own["corpus"], *others} - {protocol.corpus}),
+        "corpora": corpora,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     return Start(path, facts, content["model"], tuple(content["labels"]), content.get("encoder"))

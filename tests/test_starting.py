@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import StopAfter
 
-from ser import checkpoints, config, crossing, protocol, runs, starting, training
+from ser import checkpoints, config, crossing, runs, splits, starting, training
 from ser.crossing import cross
 from ser.errors import UserError
 from ser.evaluate_run import evaluate
@@ -83,9 +83,9 @@ def test_recordings_that_would_be_scored_are_known_by_their_samples_in_another_c
     experiment, _ = runs.create(config.load("ravdess_ecapa", ECAPA))
     heard, scored = runs.trained(first).experiment.trained_clips[0], experiment.protocol.part("test")[0]
     known = {"crema_d": {heard.clip: "same"}, "ravdess": {scored.clip: "same"}}
-    for room in (starting, crossing, protocol):
-        monkeypatch.setattr(room, "known_sound", lambda corpus: known.get(corpus, {}))
-    with pytest.raises(UserError, match=f"which holds recordings that ravdess .* tests on: {heard.clip}"):
+    monkeypatch.setattr(splits, "known_sound", lambda corpus: known.get(corpus, {}))
+    twice = f"train/start on ravdess .*: {heard.clip} .what {first} was trained on. and {scored.clip} .test"
+    with pytest.raises(UserError, match=twice):
         begun("ravdess_ecapa", *ECAPA, f"train/start = '{first}'")
     with pytest.raises(UserError, match=rf"the same recording in two parts: {heard.clip} .training. and {scored.clip}"):
         crossing.cross(first, "ravdess", progress=False)
