@@ -81,10 +81,8 @@ def evaluate(
         protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
     known = check_unseen(model, clips, part, seen)
-    clips, members = (
-        [clip for clip in every if clip.corpus == protocol.corpus] for every in (clips, protocol.members[part])
-    )
-    clips = [clip for clip in clips if clip.emotion]  # raters were at odds on the others; votes may still have taught
+    clips = scorable(protocol, part)
+    members = [clip for clip in protocol.members[part] if clip.corpus == protocol.corpus]
     predictions = predict(model, protocol.corpus, clips, progress, speaker_clips, members)
     heard = raters(protocol.votes, protocol.label_source, clips, protocol.labels)  # before the scoring is counted
     what, how = protocol.evaluation(part), ""
@@ -110,6 +108,11 @@ def evaluate(
     folder = model.run.folder / "eval" / f"{what}{how}"
     tempered = None if model.temperature == 1 else predictions.tempered(model.temperature)
     return folder, evaluation.write_evaluation(folder, predictions, about, clips, tempered)
+
+
+def scorable(protocol: Protocol, part: str) -> list[Clip]:
+    """Return the clips of a part that are of the corpus and have a label; votes on the others may still have taught."""
+    return [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
 
 
 def predict(
@@ -218,7 +221,7 @@ def is_current(folder: Path, protocol: Protocol, part: str) -> bool:
 
     Figures of an earlier ser do not say which labels they are against, and are believed.
     """
-    clips = [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
+    clips = scorable(protocol, part)
     wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(clips)}
     figures, now = current_figures(folder, protocol.evaluation(part), **wanted), evaluation.clips_hash(clips)
     return figures is not None and figures.get("clips_sha256", now) == now

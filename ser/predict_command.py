@@ -92,6 +92,8 @@ def predict(arguments: argparse.Namespace) -> int:
         raise UserError("--hop needs --window")
     if arguments.silence is not None and arguments.window is None:
         raise UserError("--silence needs --window: whole files are answered however quiet they are")
+    if arguments.silence is not None and not arguments.silence <= 0:
+        raise UserError(f"--silence is {arguments.silence:g}; expected dB of full scale, 0 or below")
     if arguments.hop is None:
         arguments.hop = arguments.window
     form = arguments.format or ("table" if sys.stdout.isatty() and arguments.output is None else "jsonl")

@@ -181,6 +181,11 @@ MISTAKES = {
     "no match": (["predict", "MODEL", "*.mp7"], r"*.mp7: no file matches this pattern"),
     "empty folder": (["predict", "MODEL", "."], ".: no sound file in this folder"),
     "threshold": (["predict", "MODEL", "a.wav", "--threshold", "7"], "--threshold is 7; expected a probability"),
+    "silence alone": (["predict", "MODEL", "a.wav", "--silence", "-50"], "--silence needs --window"),
+    "loud silence": (
+        ["predict", "MODEL", "a.wav", "--window", "1", "--silence", "nan"],
+        "--silence is nan; expected dB",
+    ),
     "hop alone": (["predict", "MODEL", "a.wav", "--hop", "1"], "--hop needs --window"),
     "audacity of many": (["predict", "MODEL", "a.wav", "b.wav", "--format", "audacity"], "labels one recording, not 2"),
     "no such table": (["predict", "MODEL", "list.csv"], "list.csv: no such file"),
