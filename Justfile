@@ -41,12 +41,12 @@ root := quote(justfile_directory())
 bin := quote(justfile_directory() / ".venv/bin")
 tools := quote(justfile_directory() / "tools")
 launch := if gpus == "1" { "" } else { tools + "/launch.py " + quote(gpus) }
-scored := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
-heard := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
-adapted := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
-replaced := if overwrite == "1" { "--overwrite" } else if overwrite == "" { "" } else { error("overwrite is '" + overwrite + "'; expected 1, or nothing") }
-enrolled := if speaker_clips == "" { "" } else { "--speaker-clips " + quote(speaker_clips) }
-missing := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
+seen_flag := if seen == "1" { "--seen" } else if seen == "" { "" } else { error("seen is '" + seen + "'; expected 1, or nothing") }
+sound_flag := if sound == "1" { "--sound" } else if sound == "" { "" } else { error("sound is '" + sound + "'; expected 1, or nothing") }
+adapt_flag := if adapt == "1" { "--adapt" } else if adapt == "" { "" } else { error("adapt is '" + adapt + "'; expected 1, or nothing") }
+overwrite_flag := if overwrite == "1" { "--overwrite" } else if overwrite == "" { "" } else { error("overwrite is '" + overwrite + "'; expected 1, or nothing") }
+speaker_clips_flag := if speaker_clips == "" { "" } else { "--speaker-clips " + quote(speaker_clips) }
+missing_flag := if allow_missing == "1" { "--allow-missing" } else if allow_missing == "" { "" } else { error("allow_missing is '" + allow_missing + "'; expected 1, or nothing") }
 
 # list the recipes
 [private]
@@ -98,7 +98,7 @@ results CORPUS: _install
 [no-cd]
 [no-exit-message]
 plan *OPTIONS: _install
-    @{{ bin }}/python {{ tools }}/plan.py {{ just }} {{ this }} --gpus {{ quote(gpus) }} --jobs {{ quote(jobs) }} {{ missing }} "$@"
+    @{{ bin }}/python {{ tools }}/plan.py {{ just }} {{ this }} --gpus {{ quote(gpus) }} --jobs {{ quote(jobs) }} {{ missing_flag }} "$@"
 
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
@@ -112,14 +112,14 @@ download CORPUS *OPTIONS: _install
 [no-cd]
 [no-exit-message]
 verify CORPUS: _install
-    @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing_flag }}
 
 # build data/CORPUS/metadata.csv
 [group('1 data')]
 [no-cd]
 [no-exit-message]
 metadata CORPUS: _install
-    @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing }}
+    @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing_flag }}
 
 # write data/CORPUS/splits/SCHEME.csv; all schemes without one
 [group('1 data')]
@@ -139,11 +139,7 @@ histogram CORPUS *OVERRIDES: _install
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-prepare CORPUS: _install
-    @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing }}
-    @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing }}
-    @{{ bin }}/python {{ tools }}/make_split.py "$1"
-    @{{ bin }}/python {{ tools }}/class_hist.py "$1"
+prepare CORPUS: (verify CORPUS) (metadata CORPUS) (split CORPUS) (histogram CORPUS)
 
 # features of gin/features/FEATURES.gin, or those of an experiment, into the store; resumes: just gpus=2 extract ravdess hubert_large
 [group('2 features')]
@@ -213,14 +209,14 @@ augment-demo *SOUND: _install
 [no-cd]
 [no-exit-message]
 eval RUN *OPTIONS: _install
-    @{{ bin }}/python {{ tools }}/eval_model.py --part {{ quote(part) }} --labels {{ quote(labels) }} {{ enrolled }} {{ scored }} "$@"
+    @{{ bin }}/python {{ tools }}/eval_model.py --part {{ quote(part) }} --labels {{ quote(labels) }} {{ speaker_clips_flag }} {{ seen_flag }} "$@"
 
 # score a run on another corpus over the shared labels, or every run on every other: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
 cross *RUN_CORPUS: _install
-    @{{ bin }}/python {{ tools }}/cross_corpus.py --calm {{ quote(calm) }} --labels {{ quote(labels) }} {{ adapted }} "$@"
+    @{{ bin }}/python {{ tools }}/cross_corpus.py --calm {{ quote(calm) }} --labels {{ quote(labels) }} {{ adapt_flag }} "$@"
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]
@@ -248,7 +244,7 @@ robustness RUN *OPTIONS: _install
 [no-cd]
 [no-exit-message]
 report RUN *OPTIONS: _install
-    @{{ bin }}/python {{ tools }}/report.py {{ heard }} "$@"
+    @{{ bin }}/python {{ tools }}/report.py {{ sound_flag }} "$@"
 
 # outputs/summary.csv, .md, .tex: a line for every evaluation
 [group('6-7 evaluation')]
@@ -276,7 +272,7 @@ predict MODEL *FILES: _install
 [no-cd]
 [no-exit-message]
 publish RUN URL *OPTIONS: _install
-    @{{ bin }}/python {{ tools }}/publish.py {{ replaced }} "$@"
+    @{{ bin }}/python {{ tools }}/publish.py {{ overwrite_flag }} "$@"
 
 # dist/: wheel and source archive of ser-toolkit
 [group('8 delivery')]

@@ -1,25 +1,27 @@
 """Audio-only speech emotion recognition on CREMA-D, RAVDESS and the like.
 
-Rooms in reading order; each imports only rooms above it (``tests/test_imports.py`` holds this):
+Modules in reading order; each imports only modules above it (``tests/test_imports.py`` holds this):
 
 ground    annotations, errors, interrupts, files, progress, environment, plots, pages
-basics    gin_files, labels, arguments, audio, artefact, enrolment, layers, interfaces, dist, metrics, stats,
+basics    gin_files, labels, arguments, audio, export_index, enrolment, layers, interfaces, dist, metrics, stats,
           calibration, losses
 table     metadata, demo, corpora, custom, splits, schemes, verify, preparing, votes, protocol, histogram
-raw       fetching, unpacking, downloading
+raw       fetching, archives, downloading
 signal    mel, augment, augment_sound, augment_surroundings, augment_features, distortions,
           copies
-encoders  packing, wave_encoders, whisper_encoder, encoders
-store     speakers, samplers, features, extraction, batches
+encoders  packed_linear, wave_encoders, whisper_encoder, encoders
+store     speakers, samplers, read_ahead, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
-scoring   predictions, scoring, scorings, subgroups, wording
-learning  optim, checkpoints, starting, tracking, experiment, evaluation, workbench, steps, state, solving, training
-after     augment_demo, probing, summary
-door      config, runs, evaluate_run, crossing, comparing, launching, folds, ablating, ensembles, robustness, report
-delivery  card, parity, exporting, publishing, inference, loading, responses, predict_command
+scoring   predictions, scoring, scoring_count, subgroups, wording
+learning  optim, checkpoints, initial_weights, tracking, experiment, evaluation, training_setup, training_step,
+          training_state, training_solver, training
+after     augment_demo, probing, summary, metrics_file
+door      config, runs, run_evaluation, cross_corpus, comparing, launching, cross_validation, ablating, ensembles,
+          robustness, report
+delivery  card, parity, exporting, publishing, inference, loading, prediction_formats, predict_command
 whole     rehearsal, plan_runner, plan
 upkeep    measuring, bench_augment, bench_extraction, bench_inference, bench_models, bench_training, benchmarks,
-          crashing
+          crash_test
 command   cli
 
 Importing ``ser`` itself costs nothing: heavy libraries load where they are used.

@@ -13,14 +13,15 @@ from ser import checkpoints, config, metrics, plots
 from ser.batches import open_source
 from ser.comparing import check_same
 from ser.errors import UserError
-from ser.evaluate_run import commits_of, evaluated
 from ser.experiment import Experiment
 from ser.files import outputs_folder, read_json, write_csv, write_json
+from ser.initial_weights import read_start
 from ser.launching import Job, needs_processes, train_in_processes
+from ser.metrics_file import commits_of
 from ser.predictions import Predictions, read_predictions
+from ser.run_evaluation import evaluated
 from ser.runs import create, train
 from ser.scoring import interval_reason, paired
-from ser.starting import read_start
 from ser.wording import commits_text, missing_text, p_text
 
 __all__ = ["ablate", "table"]
@@ -109,12 +110,12 @@ def ablate(
         raise UserError(f"seeds is {seeds}; expected 1 or more")
     variants, as_it_is, name = planned(experiment, changes, common, range(1, seeds + 1))
     folder = outputs_folder() / "ablations" / name
-    works = [
+    trainings = [
         Job(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")
         for number, variant in enumerate(variants)
         for seed, overrides in enumerate(variant.overrides, start=1)
     ]
-    if apart and (status := train_in_processes(experiment, works, jobs, gpus)):
+    if apart and (status := train_in_processes(experiment, trainings, jobs, gpus)):
         return status
     answers = []
     for variant in variants:
@@ -188,8 +189,8 @@ def check(made: Experiment, plain: Experiment, name: str) -> None:
         raise UserError(f"'{name}' changes which clips validate, or their labels; it cannot be compared on validation")
     if made.trains_on_validation:
         setting = "train/with_validation" if made.training.with_validation else "stats/refit"
-        mend = f"add --common '{setting} = False'" if made is plain else "leave it out"
-        raise UserError(f"'{name}' is trained on the validation clips, too, which are to compare; {mend}")
+        remedy = f"add --common '{setting} = False'" if made is plain else "leave it out"
+        raise UserError(f"'{name}' is trained on the validation clips, too, which are to compare; {remedy}")
     for features in (made.features, *made.features.copies):
         for table in made.protocol.tables.values():
             open_source(features, table)

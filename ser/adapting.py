@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ser.audio import SAMPLE_RATE
 from ser.encoders import Pretrained, fingerprint
 from ser.errors import UserError
-from ser.interfaces import Inside
+from ser.interfaces import InnerEncoder
 from ser.layers import LayerSum, Prompts
 
 __all__ = ["Adapted", "LoraLinear"]
@@ -52,7 +52,7 @@ class LoraLinear(nn.Module):
         return linear.to(self.base.weight)
 
 
-class Adapted(Inside):
+class Adapted(InnerEncoder):
     """An encoder and what of it is learned.
 
     What does not train is neither saved in checkpoints nor averaged; it comes from the encoder's own weights, which
@@ -111,7 +111,7 @@ class Adapted(Inside):
         tuned = len(blocks) if tune is None else tune
         if tuned:
             blocks[len(blocks) - tuned :].requires_grad_(True)
-            if self.encoder.final is not None and self.layers[-1] == self.encoder.layers - 1:
+            if self.encoder.final is not None and self.layers[-1] == self.encoder.state_count - 1:
                 self.encoder.final.requires_grad_(True)
         if tune is None:
             self.tune_inputs(convolutions)
@@ -131,7 +131,7 @@ class Adapted(Inside):
                 block.compile(dynamic=True)
 
     @torch.no_grad()
-    def begin(self) -> None:
+    def init_weights(self) -> None:
         """Let prompts begin as what the encoder makes of silence: random vectors would spoil all that it hears.
 
         Raises:

@@ -162,7 +162,7 @@ def why_unreadable(path: Path) -> str:
         with open(path, "rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        return "no such file; bring it back, or mend where it is said to lie and run: just metadata CORPUS"
+        return "no such file; bring it back, or correct its path and run: just metadata CORPUS"
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     if head.startswith(LFS_MAGIC):

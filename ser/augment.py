@@ -101,7 +101,7 @@ class Augmentation:
     """The operations of a run, applied in the order of the list within each kind.
 
     Args:
-        operations: objects of this room; an empty list changes nothing.
+        operations: objects of ``augment_*``; an empty list changes nothing.
 
     Raises:
         UserError: what is no operation stands among them.

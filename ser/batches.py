@@ -4,9 +4,10 @@ Shapes: B clips, N samples, T frames, D features, C classes.
 """
 
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ser import audio
 from ser.augment import ClipRandom
 from ser.errors import UserError, nearest
 from ser.features import Features, FeatureStore
-from ser.layers import Speakers
+from ser.layers import SpeakerStatistics
 from ser.metadata import Clip, Table
 from ser.speakers import SpeakerPool
 
@@ -54,7 +55,7 @@ class Batch:
     lengths: Tensor
     targets: Tensor
     clips: list[Clip]
-    speakers: Speakers | None = None
+    speakers: SpeakerStatistics | None = None
     neighbours: int = 0
     repeats: Sequence[int] = ()
 
@@ -87,7 +88,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     speakers = None
     if known:
         columns = ([each.count for each in known], [each.mean for each in known], [each.std for each in known])
-        speakers = Speakers(*map(torch.cat, columns))
+        speakers = SpeakerStatistics(*map(torch.cat, columns))
     return Batch(
         torch.cat([batch.inputs for batch in batches]),
         torch.cat([batch.lengths for batch in batches]),
@@ -97,8 +98,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
     )
 
 
-class Source(Protocol):
-    """Where inputs come from: a ``features.FeatureStore`` or a ``SoundSource``.
+class Source(typing.Protocol):
+    """Where inputs come from: a ``features.FeatureStore``, ``SoundSource``, ``Joined`` or ``robustness.Distorted``.
 
     Attributes:
         time_axis: dimension of time, counted from the end; None for statistics.
@@ -130,7 +131,7 @@ class SoundSource:
 
     def read(self, clip: Clip) -> Tensor:
         """Decode a clip's sound file."""
-        return torch.from_numpy(audio.read(self.table.sound(clip)))
+        return torch.from_numpy(audio.read(self.table.sound_path(clip)))
 
 
 class Joined:
@@ -179,7 +180,7 @@ class ClipReader:
     """Reads inputs and keeps them in memory for the next epoch, in the precision they are stored in.
 
     Args:
-        source: a ``FeatureStore`` or a ``SoundSource``.
+        source: see ``Source``.
         labels: the model's classes, in order.
         soft_target: clip -> distribution over the classes [C], or None for one-hot of its emotion.
         enrolled: clips from which batches get the statistics of their clips' speakers; None for none.
@@ -240,9 +241,9 @@ class ClipReader:
         No padding enters, so batch statistics see speech alone. Where a crop begins depends on
         (seed, epoch, clip, repeat) only. Without a length, clips stay whole, as do statistics, which have no time.
         """
-        axis, few = self.source.time_axis, f"{seed}/{epoch}/"
+        axis, draw_key = self.source.time_axis, f"{seed}/{epoch}/"
         if axis is None or length is None:
-            return self.whole(clips, few)
+            return self.whole(clips, draw_key)
         starts = ClipRandom(seed, epoch, -1, keys_of(clips, repeats)).uniform().tolist()
         inputs = []
         for clip, start in zip(clips, starts, strict=True):
@@ -252,24 +253,24 @@ class ClipReader:
                 value = torch.cat([value] * -(-length // size), axis)
                 size = value.shape[axis]
             inputs.append(value.narrow(axis, int(start * (size - length + 1)), length).float())
-        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, few)
+        return self.batch(torch.stack(inputs), torch.full((len(clips),), length), clips, draw_key)
 
-    def whole(self, clips: Sequence[Clip], few: str = "") -> Batch:
-        """Return a batch of whole clips, padded with zeros to the longest; ``few`` as of ``SpeakerPool.of``."""
+    def whole(self, clips: Sequence[Clip], draw_key: str = "") -> Batch:
+        """Return a batch of whole clips, padded with zeros to the longest; ``draw_key`` as of ``SpeakerPool.of``."""
         inputs = [self.read(clip).float() for clip in clips]
         axis = self.source.time_axis
         if axis is None:
             return self.batch(
-                torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips, few
+                torch.stack(inputs), torch.tensor([self.source.length(clip) for clip in clips]), clips, draw_key
             )
         lengths = torch.tensor([value.shape[axis] for value in inputs])
         # Time goes to the front, where padding works, and back to its place in the batch.
         padded = pad_sequence([value.movedim(axis, 0) for value in inputs], batch_first=True)
-        return self.batch(padded.movedim(1, axis), lengths, clips, few)
+        return self.batch(padded.movedim(1, axis), lengths, clips, draw_key)
 
-    def batch(self, inputs: Tensor, lengths: Tensor, clips: Sequence[Clip], few: str) -> Batch:
+    def batch(self, inputs: Tensor, lengths: Tensor, clips: Sequence[Clip], draw_key: str) -> Batch:
         """Add targets and what is known of the speakers."""
-        speakers = None if self.pool is None else self.pool.of(clips, few)
+        speakers = None if self.pool is None else self.pool.of(clips, draw_key)
         return Batch(inputs, lengths, self.targets(clips), list(clips), speakers)
 
     def targets(self, clips: Sequence[Clip]) -> Tensor:

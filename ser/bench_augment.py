@@ -62,8 +62,8 @@ def pairs(folder: Path) -> Iterator[tuple[str, Callable[[], float], dict[str, Ca
     counter = iter(range(10**9))
 
     def ours(name: str, *settings: Any) -> Callable[[], float]:
-        room = augment_sound if name in augment_sound.__all__ else augment_surroundings
-        operation = getattr(room, name)(*settings, probability=1.0)
+        module = augment_sound if name in augment_sound.__all__ else augment_surroundings
+        operation = getattr(module, name)(*settings, probability=1.0)
         return timed(lambda: operation(sound, lengths, ClipRandom(1, next(counter), 0, names)))
 
     def of_batches(name: str, **settings: Any) -> Callable[[], float]:

@@ -22,10 +22,10 @@ def training() -> list[Row]:
     """
     import torch
 
-    from ser import config, runs, state
+    from ser import config, runs, training_state
     from ser import training as loop
     from ser.tracking import read_log
-    from ser.workbench import set_up
+    from ser.training_setup import set_up
 
     quick = ["train/epochs = 2", "track/wandb = 'off'", "ecapa/channels = 128"]
     with prepared_demo(), tempfile.TemporaryDirectory() as folder:
@@ -60,9 +60,9 @@ def training() -> list[Row]:
 
         def resume() -> None:
             fresh, _ = runs.create(settings)
-            state.restore(run, fresh, set_up(fresh, fresh=False), scaler)
+            training_state.restore(run, fresh, set_up(fresh, fresh=False), scaler)
 
-        saved = timed(lambda: state.save(run.last, experiment, run, state.State(), setup, scaler))
+        saved = timed(lambda: training_state.save(run.last, experiment, run, training_state.State(), setup, scaler))
         resumed = timed(resume)
         scaler = torch.amp.GradScaler("cpu", enabled=False)  # type: ignore[attr-defined]
         step = compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.03, repeats=7)
@@ -93,7 +93,7 @@ def prepared_demo() -> Iterator[None]:
         try:
             raw = corpus_folder("demo") / "raw"
             demo.make(raw)
-            clips, missing = preparing.clips_of(corpora.corpus("demo"), raw)
+            clips, missing = preparing.clips_of(corpora.corpus_named("demo"), raw)
             metadata.write_table("demo", clips)
             metadata.remember_raw("demo", raw, missing)
             splits.write_split(schemes.make_split("demo", "holdout"))

@@ -1,4 +1,4 @@
-"""The benchmarks: ours against what a user would pick instead; ``bench_extraction`` and ``bench_models`` are rooms."""
+"""The table of benchmarks, ours against what a user would pick instead: one ``bench_*`` module each, or here."""
 
 import json
 import os

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ser import __version__, checkpoints
+from ser.corpora import licence, readme_entry
 from ser.errors import UserError
-from ser.evaluate_run import how_chosen, is_known, is_of_best
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
+from ser.metrics_file import is_known, is_of_best
 from ser.robustness import shown_value
-from ser.runs import Trained
+from ser.run_evaluation import how_chosen
+from ser.runs import TrainedRun
 from ser.subgroups import read_subgroups
 from ser.wording import (
     TITLES,
-    corpus_says,
     estimate_of,
     gap_text,
-    licence_of,
     temperature_of,
     title_of,
     with_interval,
@@ -35,36 +35,37 @@ LICENCES = {"crema_d": "odbl", "ravdess": "cc-by-nc-sa-4.0", "demo": "mit"}
 FIGURES = ("uar", "wa", "macro_f1", "auc", "nll", "ece")
 
 
-def model_card(model: Trained, parity: dict[str, Any], trained: int) -> str:
+def model_card(trained: TrainedRun, parity: dict[str, Any], parameters: int) -> str:
     """Return the card of a run.
 
     Args:
-        model: the run.
+        trained: the run.
         parity: content of ``parity.json``.
-        trained: number of parameters that were trained.
+        parameters: how many were trained.
     """
-    scored = evaluations(model)
+    scored = evaluations(trained)
     sections = [
-        front_matter(model, scored), title(model, trained), usage(model), data(model), figures(model, scored),
-        groups(scored, model.experiment.protocol.corpus), calibration(scored), robustness(model),
-        uses(model), contamination(model), formats(model, parity), citations(model),
+        front_matter(trained, scored), title(trained, parameters), usage(trained), data(trained),
+        figures(trained, scored),
+        groups(scored, trained.experiment.protocol.corpus), calibration(scored), robustness(trained),
+        uses(trained), contamination(trained), formats(trained, parity), citations(trained),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def evaluations(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
+def evaluations(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and metrics of every evaluation of these very weights."""
-    every = readable(model.run.folder.glob("eval/*/metrics.json"))
-    return [(folder, metrics) for folder, metrics in every if is_of_best(metrics, model.checkpoint)]
+    every = readable(trained.run.folder.glob("eval/*/metrics.json"))
+    return [(folder, metrics) for folder, metrics in every if is_of_best(metrics, trained.checkpoint)]
 
 
-def over_folds(model: Trained) -> list[tuple[Path, dict[str, Any]]]:
+def over_folds(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and pooled metrics of the cross-validations that these very weights are a fold of."""
-    every = readable(model.run.folder.parent.glob("*-cv-*/eval/*/metrics.json"))
+    every = readable(trained.run.folder.parent.glob("*-cv-*/eval/*/metrics.json"))
     return [
         (folder, metrics)
         for folder, metrics in every
-        if any(checkpoints.is_of(fold.get("checkpoint"), model.checkpoint) for fold in metrics.get("folds", []))
+        if any(checkpoints.is_of(fold.get("checkpoint"), trained.checkpoint) for fold in metrics.get("folds", []))
     ]
 
 
@@ -76,22 +77,22 @@ def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
                 yield path.parent, metrics
 
 
-def corpora(model: Trained) -> list[str]:
+def corpora(trained: TrainedRun) -> list[str]:
     """Return the corpora that a run was trained on."""
-    protocol = model.experiment.protocol
-    return list(dict.fromkeys([protocol.corpus, *protocol.extra, *model.began_on]))
+    protocol = trained.experiment.protocol
+    return list(dict.fromkeys([protocol.corpus, *protocol.extra, *trained.start_corpora]))
 
 
-def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
+def front_matter(trained: TrainedRun, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     """Return the YAML that the hub reads; JSON is YAML, so quoting is never a question."""
-    licences = {LICENCES.get(corpus, "other") for corpus in corpora(model)}
-    licence = licences.pop() if len(licences) == 1 else "other"
+    licences = {LICENCES.get(corpus, "other") for corpus in corpora(trained)}
+    terms = licences.pop() if len(licences) == 1 else "other"
     facts: dict[str, Any] = {
-        "license": licence,
-        **({"license_name": "of-the-training-data"} if licence == "other" else {}),
+        "license": terms,
+        **({"license_name": "of-the-training-data"} if terms == "other" else {}),
         "library_name": "ser-toolkit",
         "pipeline_tag": "audio-classification",
-        "tags": ["speech-emotion-recognition", "audio", *corpora(model), type(model.experiment.model).__name__],
+        "tags": ["speech-emotion-recognition", "audio", *corpora(trained), type(trained.experiment.model).__name__],
     }
     results = [
         {
@@ -105,7 +106,7 @@ def front_matter(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> s
         if metrics["speaker_independent"] and not {"speakers-seen", "transductive"} & set(metrics["tags"])
     ]
     if results:
-        facts["model-index"] = [{"name": model.run.folder.name, "results": results}]
+        facts["model-index"] = [{"name": trained.run.folder.name, "results": results}]
     lines = [f"{name}: {json.dumps(value)}" for name, value in facts.items()]
     return "\n".join(["---", *lines, "---"])
 
@@ -116,46 +117,46 @@ def scored_on(metrics: dict[str, Any]) -> str:
     return title_of(metrics) + (", normalised by all clips of each speaker" if by_all else "")
 
 
-def title(model: Trained, trained: int) -> str:
+def title(trained: TrainedRun, parameters: int) -> str:
     """Return what the model is, in a few lines."""
-    classifier, protocol = model.experiment.model, model.experiment.protocol
+    classifier, protocol = trained.experiment.model, trained.experiment.protocol
     lines = [
-        f"# {model.run.folder.name}",
+        f"# {trained.run.folder.name}",
         "",
         f"{type(classifier).__name__}: speech of up to 30 s in, probabilities of {', '.join(classifier.labels)} out. "
-        f"Trained on {protocol.describe()} ({len(model.checkpoint['train_speakers'])} speakers, labels "
-        f"{protocol.label_source}); {trained:,} parameters were trained. Exported by ser {__version__}.",
+        f"Trained on {protocol.describe()} ({len(trained.checkpoint['train_speakers'])} speakers, labels "
+        f"{protocol.label_source}); {parameters:,} parameters were trained. Exported by ser {__version__}.",
     ]
-    if facts := facts_of(model):
+    if facts := facts_of(trained):
         weights = f", weights SHA-256 `{facts['weights_sha256']}`" if "weights_sha256" in facts else ""
         lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}{weights}."]
     return "\n".join(lines)
 
 
-def facts_of(model: Trained) -> dict[str, Any]:
+def facts_of(trained: TrainedRun) -> dict[str, Any]:
     """Return source, revision and fingerprint of the encoder, in the model or before it; empty without one."""
-    inside = model.experiment.model.encoder
-    pretrained = getattr(model.experiment.features.front_end, "pretrained", None)
+    inside = trained.experiment.model.encoder
+    pretrained = getattr(trained.experiment.features.front_end, "pretrained", None)
     if inside is not None:
         facts = inside.facts
     else:
         facts = {} if pretrained is None else {"source": pretrained.source, "revision": pretrained.revision}
-        facts |= (model.checkpoint.get("features") or {}) if facts else {}
+        facts |= (trained.checkpoint.get("features") or {}) if facts else {}
     if facts and Path(facts["source"]).is_absolute():  # a folder of this machine is nobody else's concern
         facts["source"] = Path(facts["source"]).name
     return facts
 
 
-def started_from(model: Trained) -> str:
+def started_from(trained: TrainedRun) -> str:
     """Return the pretrained weights that the model began with or listens through; empty where there are none."""
-    if facts := facts_of(model):
+    if facts := facts_of(trained):
         return f"the encoder {facts['source']}"
-    if start := getattr(model.experiment.model, "start", ""):
+    if start := getattr(trained.experiment.model, "start", ""):
         return f"the speaker model {Path(start).name if Path(start).is_absolute() else start}"
     return ""
 
 
-def usage(model: Trained) -> str:
+def usage(trained: TrainedRun) -> str:
     """Return how to run it."""
     return f"""## Use
 
@@ -171,37 +172,37 @@ model = torch.jit.load("model.ts")
 probabilities = model(sound, lengths)      # float32 [B, N] at 16 kHz, long [B] -> float32 [B, C]
 ```
 
-Names of the outputs: `labels.json`, in this order: {", ".join(model.experiment.model.labels)}."""
+Names of the outputs: `labels.json`, in this order: {", ".join(trained.experiment.model.labels)}."""
 
 
-def data(model: Trained) -> str:
+def data(trained: TrainedRun) -> str:
     """Return what it was trained on, and what the licence of that forbids."""
     lines = ["## Data and licence", ""]
-    for corpus in corpora(model):
-        lines.append(f"- {licence_of(corpus)}")
+    for corpus in corpora(trained):
+        lines.append(f"- {licence(corpus)}")
     lines += ["", "The weights hold what they learned from these recordings; use them within those terms."]
-    if started := started_from(model):
+    if started := started_from(trained):
         lines.append(
             f"They also hold those of {started}, which came under a licence of its own: see its page before you pass "
             "them on."
         )
-    if "ravdess" in corpora(model):
+    if "ravdess" in corpora(trained):
         lines.append("RAVDESS forbids commercial use, and so should everyone who uses this model.")
-    if dropped := sorted(model.experiment.protocol.drop):
+    if dropped := sorted(trained.experiment.protocol.drop):
         lines.append(f"Left out of training and scoring: {', '.join(dropped)}.")
     return "\n".join(lines)
 
 
-def figures(model: Trained, scored: list[tuple[Path, dict[str, Any]]]) -> str:
+def figures(trained: TrainedRun, scored: list[tuple[Path, dict[str, Any]]]) -> str:
     """Return protocol and figures of every evaluation."""
-    protocol = model.experiment.protocol
+    protocol = trained.experiment.protocol
     lines = [
         "## Figures", "",
-        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {how_chosen(model.experiment)} "
+        f"Protocol: {protocol.describe()}, split SHA-256 `{protocol.split.sha256}`. {how_chosen(trained.experiment)} "
         "Intervals are 95 % percentiles over draws of speakers; they do not cover the variation between training "
         "seeds.", "",
     ]  # fmt: skip
-    pooled = over_folds(model)
+    pooled = over_folds(trained)
     if not scored and not pooled:
         return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
     lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
@@ -253,10 +254,10 @@ def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join(["## Calibration", "", lead, "", *rows])
 
 
-def robustness(model: Trained) -> str:
+def robustness(trained: TrainedRun) -> str:
     """Return UAR on worse recordings, if it was measured."""
-    for path in sorted(model.run.folder.glob("eval/*/robustness.json")):
-        if not checkpoints.is_of((made := read_json(path)).get("checkpoint"), model.checkpoint):
+    for path in sorted(trained.run.folder.glob("eval/*/robustness.json")):
+        if not checkpoints.is_of((made := read_json(path)).get("checkpoint"), trained.checkpoint):
             continue
         lines = ["## Robustness", "", f"{path.parent.name}.", ""]
         lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]
@@ -264,16 +265,16 @@ def robustness(model: Trained) -> str:
             uar = estimate_of(row, "uar")
             lines.append(f"| {row['kind']} | {shown_value(row)} | {uar} | {row['same_answers']:.2f} |")
         return "\n".join(lines)
-    if model.experiment.trains_on_validation:
+    if trained.experiment.trains_on_validation:
         return "## Robustness\n\nNot measured: the run was trained on its validation part, too."
-    return f"## Robustness\n\nNot measured: `just part=val robustness {model.run.folder.name}`."
+    return f"## Robustness\n\nNot measured: `just part=val robustness {trained.run.folder.name}`."
 
 
-def uses(model: Trained) -> str:
+def uses(trained: TrainedRun) -> str:
     """Return what the model is for and what not."""
     kinds = {"custom": "recordings of its maker", "demo": "procedural speech, which is no real speech at all"}
     acted = "short sentences, acted, recorded in a studio"
-    heard = "; ".join(dict.fromkeys(kinds.get(corpus, acted) for corpus in corpora(model)))
+    heard = "; ".join(dict.fromkeys(kinds.get(corpus, acted) for corpus in corpora(trained)))
     return f"""## Intended use, and what not to use it for
 
 For research on speech emotion recognition, on speech like that which it was trained on: {heard}.
@@ -286,18 +287,18 @@ fall far on other corpora, other languages, noise and distant microphones; group
 tested."""
 
 
-def contamination(model: Trained) -> str:
+def contamination(trained: TrainedRun) -> str:
     """Return what may have heard the test speakers before."""
     lines = ["## What may have heard the test before", ""]
-    if started := started_from(model):
+    if started := started_from(trained):
         lines.append(
             f"{started[0].upper()}{started[1:]} was trained by others, on data that this project has not seen; whether "
             "it held recordings of this corpus cannot be ruled out."
         )
-    protocol = model.experiment.protocol
-    parts = ["the training part"] + ["the validation part"] * model.experiment.trains_on_validation
+    protocol = trained.experiment.protocol
+    parts = ["the training part"] + ["the validation part"] * trained.experiment.trains_on_validation
     parts += [f"all of {corpus}" for corpus in protocol.extra]
-    begun = model.checkpoint["state"].get("start")
+    begun = trained.checkpoint["state"].get("start")
     if begun:
         before = ", ".join(begun["corpora"]) or "the same split"
         lines.append(f"Training began with the weights of {begun['run']}, which was trained on {before}.")
@@ -310,9 +311,9 @@ def contamination(model: Trained) -> str:
     return "\n".join(lines)
 
 
-def formats(model: Trained, parity: dict[str, Any]) -> str:
+def formats(trained: TrainedRun, parity: dict[str, Any]) -> str:
     """Return what is delivered and how closely it follows the run."""
-    by_speaker = normalised_by_speaker(model.experiment.model)
+    by_speaker = normalised_by_speaker(trained.experiment.model)
     uar = "validation UAR of unknown speakers" if by_speaker else "validation UAR"
     lines = ["## Files", "", f"| file | MiB | largest difference in probability to the run | {uar}, change |"]
     lines.append("|---|---|---|---|")
@@ -329,10 +330,10 @@ def formats(model: Trained, parity: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def citations(model: Trained) -> str:
+def citations(trained: TrainedRun) -> str:
     """Return what to cite."""
-    lines = [f"- {corpus}: {text}" for corpus in corpora(model) if (text := corpus_says(corpus, "Cite:"))]
+    lines = [f"- {corpus}: {text}" for corpus in corpora(trained) if (text := readme_entry(corpus, "Cite:"))]
     lines.append(f"- the toolkit: ser-toolkit {__version__}")
-    if started := started_from(model):
+    if started := started_from(trained):
         lines.append(f"- {started}")
     return "\n".join(["## How to cite", "", *lines])

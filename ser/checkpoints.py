@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ser.errors import UserError, some
+from ser.errors import UserError, first_line, some
 from ser.files import write_bytes
 from ser.optim import kept
 
@@ -43,9 +43,8 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; train first: just train EXP") from error
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
-        reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(
-            f"{path}: not a whole checkpoint ({reason}); remove it, and go on from another or train again"
+            f"{path}: not a whole checkpoint ({first_line(error)}); remove it, and go on from another or train again"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of ser")
@@ -64,19 +63,19 @@ def identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_of(made: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Say whether what was written down as the ``identity`` of some weights, by an earlier ser too, is of these."""
+    """Say whether a recorded ``identity`` is that of this checkpoint; earlier versions recorded less."""
     return same(made, identity(checkpoint))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Say whether two identities, of which an earlier ser may have written one, are of the same weights."""
+    """Say whether two recorded identities are of the same weights; earlier versions recorded less."""
     if not (isinstance(one, Mapping) and isinstance(other, Mapping) and {"epoch", "step"} <= one.keys() & other.keys()):
         return False
     return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def is_finished(last: Path) -> bool:
-    """Say whether the run that this newest checkpoint is of has made its last step."""
+    """Say whether a run is finished, from its newest checkpoint."""
     return last.is_file() and load(last, mmap=True)["state"]["finished"]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from ser import metrics
 from ser.errors import UserError, nearest, some
-from ser.evaluate_run import current_figures
 from ser.files import outputs_folder, run_folder, write_csv, write_json
+from ser.metrics_file import current_figures
 from ser.predictions import Predictions, read_predictions
 from ser.scoring import interval_reason, paired
 from ser.wording import missing_text, p_text
@@ -31,16 +31,16 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     folders = [run_folder(name, scored=True) for name in (first, second)]
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
-    label = shared_evaluation(folders, part)
-    figures = [checked_figures(folder, label) for folder in folders]
+    evaluation = shared_evaluation(folders, part)
+    figures = [checked_figures(folder, evaluation) for folder in folders]
     tags, missing = [made["tags"] for made in figures], figures[0]["clips_missing"]
-    one, other = (read_predictions(folder / "eval" / label / "predictions.csv").by_clip() for folder in folders)
+    one, other = (read_predictions(folder / "eval" / evaluation / "predictions.csv").by_clip() for folder in folders)
     check_same(one, other, folders)
     result = comparison(one, other) | {
-        "first": folders[0].name, "second": folders[1].name, "evaluation": label,
+        "first": folders[0].name, "second": folders[1].name, "evaluation": evaluation,
         "first_tags": tags[0], "second_tags": tags[1], "clips_missing": missing,
     }  # fmt: skip
-    folder = outputs_folder() / "compare" / f"{folders[0].name}--{folders[1].name}" / label
+    folder = outputs_folder() / "compare" / f"{folders[0].name}--{folders[1].name}" / evaluation
     write_csv(folder / "flips.csv", ["clip", "speaker", "label", "first", "second"], flips(one, other))
     write_json(folder / "comparison.json", result)
     return folder, result
@@ -69,16 +69,17 @@ def shared_evaluation(folders: Sequence[Path], part: str) -> str:
     raise UserError(f"no evaluation on '{part}' that all runs have{nearest(part, sorted(set.union(*have)))}")
 
 
-def checked_figures(folder: Path, label: str) -> dict[str, Any]:
-    """Return the metrics of an evaluation, see ``evaluate_run.current_figures``.
+def checked_figures(folder: Path, evaluation: str) -> dict[str, Any]:
+    """Return the metrics of an evaluation, see ``metrics_file.current_figures``.
 
     Raises:
-        UserError: they are of other weights or of an earlier ser.
+        UserError: they are of other weights or of an earlier version of ser.
     """
-    if figures := current_figures(folder, label):
+    if figures := current_figures(folder, evaluation):
         return figures
     raise UserError(
-        f"{folder.name}: {label} was scored before the run was finished, or by an earlier ser; score it again"
+        f"{folder.name}: {evaluation} was scored before the run was finished, or by an earlier version of ser; "
+        "score it again"
     )
 
 

@@ -1,6 +1,6 @@
-"""The gin boundary: register the rooms' public names, parse, check, seed, build, snapshot.
+"""The gin boundary: register public names, parse, check, seed, build, snapshot.
 
-The only room that imports gin. gin only collects constructed objects into one ``Experiment``; everything
+The only module that imports gin. gin only collects constructed objects into one ``Experiment``; everything
 that can be wrong with a configuration is said before anything starts, in one line.
 """
 
@@ -40,7 +40,7 @@ __all__ = [
     "snapshot",
 ]
 
-# What gin may bind, each as `room.Name`.
+# What gin may bind, each as `module.Name`.
 BINDABLE = {
     "labels": ("label_set",), "losses": ("Loss",), "protocol": ("Protocol",), "mel": ("LogMel", "Sound", "WhisperMel"),
     "augment": ("Augmentation",), "augment_sound": ("Clipping", "Gain", "Pitch", "Polarity", "Shift", "Speed"),
@@ -55,19 +55,16 @@ ROOT = "experiment.Experiment"
 LINE = 10_000  # characters; snapshots keep one binding a line
 RULE = 80  # characters of a ruled line
 HEADER = "# ser experiment: "
+registered: dict[str, Callable] = {}  # what gin knows of ours
 
 
-def register_rooms() -> None:
+def register_modules() -> None:
     """Register all of ``BINDABLE`` once."""
-    for room, names in BINDABLE.items():
-        module = import_module(f"ser.{room}")
+    for module, names in BINDABLE.items():
         for name in names:
-            if f"{room}.{name}" not in registered:
-                registered[f"{room}.{name}"] = component = getattr(module, name)
-                gin.register(component, module=room)
-
-
-registered: dict[str, Callable] = {}
+            if f"{module}.{name}" not in registered:
+                registered[f"{module}.{name}"] = component = getattr(import_module(f"ser.{module}"), name)
+                gin.register(component, module=module)
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def compose(name: str, parts: Sequence[str], overrides: Sequence[str] = ()) -> C
     Raises:
         UserError: as ``load``.
     """
-    register_rooms()
+    register_modules()
     includes = "".join(f"include 'gin/{part}.gin'\n" for part in ("base", *parts))
     return checked(name, list(text_bindings(includes, name, PROJECT)), overrides)
 
@@ -185,7 +182,7 @@ def build_protocol(config: Config):
 
 def file_bindings(path: Path) -> Iterator[Binding]:
     """Yield the bindings of a gin file, those of its includes first."""
-    register_rooms()
+    register_modules()
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -244,7 +241,7 @@ def nearest_configurable(reason: str) -> str:
 
 
 def short_names() -> list[str]:
-    """Return the registered names without their rooms."""
+    """Return the registered names without their modules."""
     return [name.partition(".")[2] for name in registered]
 
 

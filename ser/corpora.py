@@ -11,7 +11,17 @@ from ser import demo
 from ser.files import PROJECT, read_csv
 from ser.labels import label_set
 
-__all__ = ["CORPORA", "Corpus", "Fields", "Official", "corpus", "crema_d_official", "demographics"]
+__all__ = [
+    "CORPORA",
+    "Corpus",
+    "Fields",
+    "Official",
+    "corpus_named",
+    "crema_d_official",
+    "demographics",
+    "licence",
+    "readme_entry",
+]
 
 Fields = dict[str, str]  # the fields of metadata.Clip that a file name tells
 
@@ -247,7 +257,7 @@ CORPORA = {
 }  # fmt: skip
 
 
-def corpus(name: str) -> Corpus:
+def corpus_named(name: str) -> Corpus:
     """Return a corpus by name.
 
     Raises:
@@ -278,3 +288,16 @@ def demographics(raw: Path) -> dict[str, Fields]:
             for _, row in read_csv(path, ("ActorID", "Age", "Sex", "Race", "Ethnicity"))
         }
     return {}
+
+
+def readme_entry(corpus: str, what: str) -> str:
+    """Return what follows ``what``, such as ``Licence:``, in a corpus's README; empty where it says nothing of it."""
+    path = PROJECT / "data" / corpus / "README.md"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(what)[2].strip() for line in lines if what in line), "")
+
+
+def licence(corpus: str) -> str:
+    """Return the licence or the terms of a corpus's recordings, as its README states them."""
+    stated = readme_entry(corpus, "Licence:") or readme_entry(corpus, "Terms:")
+    return f"{corpus}: {stated or 'licence not known here; ask who made the recordings'}"

@@ -49,7 +49,7 @@ def read_clips(table: Path) -> dict[str, dict[str, str]]:
         if name in clips:
             first = clips[name]["path"]
             if first == path:
-                raise UserError(f"{where}: clip '{name}' stands twice; keep one row of each clip")
+                raise UserError(f"{where}: clip '{name}' appears twice; keep one row of each clip")
             raise UserError(f"{where}: '{path}' and '{first}' (line {lines[name]}) have one name, {name}; rename one")
         fields = dict.fromkeys(OPTIONAL, "") | {"clip": name, "emotion": emotion, "path": path}
         for column in OPTIONAL:

@@ -27,8 +27,7 @@ from ser import audio
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError, some
 from ser.labels import label_set
-from ser.progress import cores
-from ser.progress import progress as progress_bar
+from ser.progress import cores, progress_bar
 
 __all__ = ["EMOTIONS", "REPETITIONS", "SPEAKERS", "STATEMENTS", "clip_file", "clip_names", "make", "sex", "synthesise"]
 

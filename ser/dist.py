@@ -40,6 +40,9 @@ __all__ = [
 T = TypeVar("T")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Long: one process may have far more to do than another. torchrun ends the rest when one dies.
+PATIENCE = timedelta(days=7)
+
 
 def rank() -> int:
     """Return this process's rank, from torchrun's environment; 0 when alone."""
@@ -80,8 +83,6 @@ class Meeting:
             self.store.wait(["left/complete"], PATIENCE)
 
 
-# Long: one process may have far more to do than another. torchrun ends the rest when one dies.
-PATIENCE = timedelta(days=7)
 meeting: Meeting | None = None
 numbers = itertools.count()  # of meetings, the same in every process: all come to each in the same order
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ser import corpora
+from ser.archives import unpack
 from ser.errors import UserError, nearest, some
-from ser.fetching import Item, Outcome, disk_trouble, fetch
-from ser.files import locked
-from ser.unpacking import unpack
+from ser.fetching import KEPT, Item, Outcome, fetch
+from ser.files import cannot_write, locked
 
 __all__ = ["Source", "download", "source", "trouble"]
 
@@ -31,7 +31,7 @@ class Source:
     @property
     def title(self) -> str:
         """The name of the corpus."""
-        return corpora.corpus(self.corpus).title
+        return corpora.corpus_named(self.corpus).title
 
 
 def crema_d_items() -> list[Item]:
@@ -99,7 +99,7 @@ def download(
                     wanted = f"expected the {source.clips} of {source.title}; remove it and see {source.page}"
                     raise UserError(f"{archive}: {clips} sound files, {wanted}")
     except OSError as error:
-        raise disk_trouble(folder, error) from error
+        raise cannot_write(folder, error, KEPT) from error
     return outcome
 
 

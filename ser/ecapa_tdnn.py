@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from ser.errors import UserError, nearest
 from ser.files import data_folder
 from ser.interfaces import Classifier
-from ser.layers import CosineHead, InputNorm, Speakers, attended_mean_std, clip_mask, masked_mean_std, pad_reflect
+from ser.layers import (
+    CosineHead,
+    InputNorm,
+    SpeakerStatistics,
+    attended_mean_std,
+    clip_mask,
+    masked_mean_std,
+    pad_reflect,
+)
 
 __all__ = ["EcapaTdnn", "attentive_statistics"]
 
@@ -92,16 +100,16 @@ class EcapaTdnn(Classifier):
         between = [nn.ReLU()] if head == "linear" else []  # an angle wants all directions
         self.head = nn.Sequential(nn.BatchNorm1d(embedding), *between, nn.Dropout(dropout), last)
 
-    def begin(self) -> None:
+    def init_weights(self) -> None:
         """Load the speaker model's weights, if it begins with one."""
         if self.start:
             load_speaker_model(self.ecapa, self.start)
 
-    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return logits [B, C]."""
         return self.head(embedding)
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return the utterance embedding [B, E] of log-mel inputs [B, T, D] and their frames long [B]."""
         x = self.norm(inputs, lengths, speakers)
         first, *blocks = self.ecapa.blocks

@@ -69,7 +69,7 @@ class Pretrained:
                 be compiled.
         """
         encoder = load(self.source, self.revision)
-        for name, said, found in (("width", self.width, encoder.width), ("states", self.states, encoder.layers)):
+        for name, said, found in (("width", self.width, encoder.width), ("states", self.states, encoder.state_count)):
             if said != found:
                 raise UserError(
                     f"encoder/{name} is {said}, but {self.source} has {found}; set 'encoder/{name} = {found}'"
@@ -129,7 +129,7 @@ class EncoderFeatures(FrontEnd):
         layers: states to keep, in rising order; None for all. Nothing above the last is computed.
 
     Raises:
-        UserError: an unknown ``keep``, or layers that the encoder has not.
+        UserError: an unknown ``keep``, or layers that the encoder does not have.
     """
 
     ending = ".pt"

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ser import calibration, checkpoints, comparing, config, evaluation, scorings
+from ser import calibration, checkpoints, comparing, config, evaluation, scoring_count
 from ser.errors import UserError, nearest, some
-from ser.evaluate_run import commits_of, evaluate, highest, is_current
 from ser.files import outputs_folder, run_folder, write_json
 from ser.metadata import read_table
+from ser.metrics_file import commits_of, highest
 from ser.predictions import Predictions, read_predictions
+from ser.run_evaluation import evaluate, is_current
 from ser.splits import evaluation_name
 
 __all__ = ["AVERAGES", "WEIGHTS", "averaged", "ensemble", "fitted_weights"]
@@ -49,7 +50,7 @@ def ensemble(
     folders = [run_folder(name, scored=True) for name in names]
     if len(set(folders)) < 2 or len(set(folders)) < len(folders):
         raise UserError(f"{' '.join(names)}: expected two or more different runs")
-    label, members = scored(folders, part)
+    scored_as, members = scored(folders, part)
     about = members[0][1]
     chosen = np.full(len(members), 1 / len(members))
     temperature = None
@@ -67,6 +68,8 @@ def ensemble(
     references = zip(joined.clips, joined.references, strict=True)
     clips = [replace(at_hand[clip], emotion=reference) for clip, reference in references]
     every = [metrics for _, metrics in members]
+    tested = about["part"] != "val"
+    times = max(map(count_member, folders, [scored_as] * len(every), every)) if tested else 0
     key = json.dumps([sorted(folder.name for folder in folders), average, weights])
     run = outputs_folder() / f"ensemble-{about['corpus']}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
     result = {name: about[name] for name in SAME} | {
@@ -81,27 +84,27 @@ def ensemble(
         "trained_labels": ", ".join(sorted({metrics["trained_labels"] for metrics in every})),
         "speaker_independent": all(metrics["speaker_independent"] for metrics in every),
         "tags": list(dict.fromkeys(["ensemble", *(tag for metrics in every for tag in metrics["tags"])])),
-        "test_scorings": 0 if about["part"] == "val" else max(map(count_member, folders, [label] * len(every), every)),
+        "test_scorings": times,
         "commits": commits_of(every),
         "temperature": temperature,
         "speaker_clips": about.get("speaker_clips"),
         **({"calm_policy": about["calm_policy"], "left_out": about["left_out"]} if "calm_policy" in about else {}),
     }
     tempered = None if temperature is None else joined.tempered(temperature)
-    folder = run / "eval" / label
+    folder = run / "eval" / scored_as
     figures = evaluation.write_evaluation(folder, joined, result, clips, tempered)
     write_json(run / "ensemble.json", {"members": result["members"], "average": average, "weights": weights})
     return folder, figures
 
 
-def count_member(member: Path, label: str, figures: dict[str, Any]) -> int:
+def count_member(member: Path, scored_as: str, figures: dict[str, Any]) -> int:
     """Record that a member's answers to a test part were scored as part of an ensemble; return how often by now.
 
     What has no run of its own, such as a cross-validation, also counts the scorings of those that it is made of.
     """
     own = (member / "run.gin").is_file()
     what = evaluation_name(figures["corpus"], figures["split_scheme"], figures["part"])
-    here = scorings.count_scoring(member, what, f"{label.removeprefix(what)}-ensemble")
+    here = scoring_count.count_scoring(member, what, f"{scored_as.removeprefix(what)}-ensemble")
     return here + (0 if own else figures["test_scorings"])
 
 
@@ -121,13 +124,13 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
             protocol = config.build_protocol(config.load(str(folder / "run.gin")))
             if not is_current(folder, protocol, part):
                 evaluate(str(folder), part, progress=False)
-    label = comparing.shared_evaluation(folders, part)
+    scored_as = comparing.shared_evaluation(folders, part)
     members = []
     for folder in folders:
-        metrics = comparing.checked_figures(folder, label)
+        metrics = comparing.checked_figures(folder, scored_as)
         if "speakers-seen" in metrics["tags"]:
-            raise UserError(f"{folder.name}: was trained on speakers of {label}; it cannot take part")
-        members.append((read_predictions(folder / "eval" / label / "predictions.csv").by_clip(), metrics))
+            raise UserError(f"{folder.name}: was trained on speakers of {scored_as}; it cannot take part")
+        members.append((read_predictions(folder / "eval" / scored_as / "predictions.csv").by_clip(), metrics))
     for folder, (predictions, metrics) in zip(folders[1:], members[1:], strict=True):
         comparing.check_same(members[0][0], predictions, [folders[0], folder])
         for name in ("split_sha256", "fold", "label_source"):
@@ -136,7 +139,7 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
                     f"{folders[0].name} and {folder.name}: {name} is {str(members[0][1][name])[:12]} and "
                     f"{str(metrics[name])[:12]}; members share one protocol"
                 )
-    return label, members
+    return scored_as, members
 
 
 def averaged(members: Sequence[Predictions], weights: np.ndarray, average: str) -> Predictions:

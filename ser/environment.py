@@ -13,7 +13,7 @@ from ser.progress import cores
 
 __all__ = ["PACKAGES", "commits", "environment", "installed", "revision_of", "short"]
 
-CODE = ("ser", "tools", "gin", "Justfile", "setup.py")  # what figures come of
+CODE = ("ser", "tools", "gin", "Justfile", "setup.py")  # what figures depend on
 PACKAGES = (
     "ser-toolkit", "torch", "torchaudio", "transformers", "speechbrain", "gin-config",
     "numpy", "soundfile", "scikit-learn", "wandb",

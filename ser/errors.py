@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one clear line, exit status 2."""
+"""Mistakes that a user can fix: one clear line, exit status 2."""
 
 import difflib
 import functools
@@ -65,7 +65,10 @@ def first_line(error: Exception) -> str:
 
 
 def tool(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Wrap a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2."""
+    """Wrap a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
+
+    So do missing permissions and a full GPU; Ctrl-C is status 130, an output that nobody reads any more 1.
+    """
 
     @functools.wraps(main)
     def run() -> None:
@@ -81,7 +84,8 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
         except PermissionError as error:  # also of pathlib's questions inside a folder that may not be entered
             if error.filename is None:
                 raise
-            print(f"error: {error.filename}: {error.strerror}; let yourself read (or write) it", file=sys.stderr)
+            remedy = "give yourself permission to read (or write) it"
+            print(f"error: {error.filename}: {error.strerror}; {remedy}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's own; to import it here would cost a second

@@ -16,7 +16,7 @@ from ser.files import write_csv, write_json
 from ser.interfaces import Classifier, normalised_by_speaker
 from ser.metadata import Clip
 from ser.predictions import Predictions, write_predictions
-from ser.progress import progress as progress_bar
+from ser.progress import progress_bar
 from ser.samplers import bucketed
 from ser.scoring import score
 from ser.speakers import SpeakerPool

@@ -43,7 +43,7 @@ class Training:
             validation speakers are.
         with_validation: train on the validation speakers, too, who then say nothing: once settings and epochs are
             fixed, with ``keep`` ``last``.
-        start: name of a finished run of the same network whose weights training begins with, see ``starting``.
+        start: name of a finished run of the same network whose weights training begins with, see ``initial_weights``.
 
     Raises:
         UserError: a value out of range, or an unknown word.
@@ -162,12 +162,12 @@ class Experiment:
 
     @property
     def trains_on_validation(self) -> bool:
-        """Whether the weights come of the validation part, too, which then says nothing of others."""
+        """Whether the validation part is trained on, too; its figures then say nothing about new speakers."""
         return self.training.with_validation or self.model.refit
 
     @property
     def trained_clips(self) -> list[Clip]:
-        """The clips whose labels the weights come of."""
+        """The clips whose labels the weights are learned from."""
         parts = ("train", "val") if self.trains_on_validation else ("train",)
         return [clip for part in parts for clip in self.protocol.part(part)]
 
@@ -242,7 +242,7 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation UAR."""
+        """The checkpoint that answers; ``train/keep`` says which epoch's it is."""
         return self.folder / BEST
 
     @property

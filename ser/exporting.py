@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from ser import __version__, checkpoints, dist
 from ser.adapting import LoraLinear
-from ser.artefact import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, checksum, read_index
 from ser.audio import SAMPLE_RATE
 from ser.card import model_card
 from ser.encoders import EncoderFeatures, fingerprint
 from ser.errors import UserError, first_line
-from ser.evaluate_run import tags_of
-from ser.files import cannot_write, run_folder, write_bytes, write_json, write_text
+from ser.export_index import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, read_index
+from ser.files import cannot_write, run_folder, sha256_of, write_bytes, write_json, write_text
 from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures
 from ser.pipeline import Pipeline
-from ser.runs import Trained, trained
-from ser.state import check_made_with
+from ser.run_evaluation import tags_of
+from ser.runs import TrainedRun, load_trained
+from ser.training_state import check_made_with
 
 __all__ = ["export", "exported", "int8", "onnx", "pipeline_of", "script", "write_index"]
 
@@ -105,13 +105,13 @@ def export(name: str, progress: bool = True) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: no such run, or a format whose answers differ from the run's by more than ``TOLERANCE``.
     """
-    model = trained(name)
-    folder = model.run.folder / "export"
+    trained = load_trained(name)
+    folder = trained.run.folder / "export"
     fresh, old = folder.with_name(f".export.{os.getpid()}"), folder.with_name(f".export.old.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
-        parity = fill(fresh, model, progress)
+        parity = fill(fresh, trained, progress)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
@@ -125,11 +125,11 @@ def export(name: str, progress: bool = True) -> tuple[Path, dict[str, Any]]:
     return folder, parity
 
 
-def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
+def fill(folder: Path, trained: TrainedRun, shown: bool) -> dict[str, Any]:
     """Write all files of an export into an empty folder; the index comes last."""
     say: Callable[[str], None] = print if shown else lambda _: None
-    parameters = sum(p.numel() for p in model.experiment.model.parameters() if p.requires_grad)
-    pipeline = pipeline_of(model)
+    parameters = sum(p.numel() for p in trained.experiment.model.parameters() if p.requires_grad)
+    pipeline = pipeline_of(trained)
     wanted = answers_of(pipeline)
     parity: dict[str, Any] = {
         "tolerance": TOLERANCE, "clips_seconds": wanted.seconds, "batches": wanted.batches, "formats": {},
@@ -155,16 +155,16 @@ def fill(folder: Path, model: Trained, shown: bool) -> dict[str, Any]:
                 f"{TOLERANCE:g}, at {found['where']}; nothing was exported"
             )
         if file not in EXACT:
-            found |= variant_figures(answer, pipeline, model, shown)
+            found |= variant_figures(answer, pipeline, trained, shown)
         parity["formats"][file] = found
         say(f"{file:<16}{found['bytes'] / 2**20:5.1f} MiB, largest difference {found['largest_difference']:.1e}")
     write_json(folder / "parity.json", parity)
     write_json(folder / "norm_stats.json", norm_stats(pipeline.model))
-    write_text(folder / "model_card.md", model_card(model, parity, parameters))
+    write_text(folder / "model_card.md", model_card(trained, parity, parameters))
     about = {
-        "run": model.run.folder.name,
-        "checkpoint": checkpoints.identity(model.checkpoint),
-        "tags": tags_of(model),
+        "run": trained.run.folder.name,
+        "checkpoint": checkpoints.identity(trained.checkpoint),
+        "tags": tags_of(trained),
     }
     write_index(folder, pipeline, about)
     return parity
@@ -174,7 +174,7 @@ def write_index(folder: Path, pipeline: Pipeline, about: dict[str, Any]) -> None
     """Write ``labels.json``, and last the index of all files that lie in a folder."""
     labels = list(pipeline.model.labels)
     write_json(folder / "labels.json", {"labels": labels})
-    files = {path.name: {"sha256": checksum(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
     index = {
         "format": FORMAT, "ser": __version__, **about, "model": type(pipeline.model).__name__, "labels": labels,
         "sample_rate": SAMPLE_RATE, "shortest": FEWEST_SAMPLES, "longest": MOST_SAMPLES,
@@ -184,19 +184,19 @@ def write_index(folder: Path, pipeline: Pipeline, about: dict[str, Any]) -> None
     write_json(folder / INDEX, index)
 
 
-def pipeline_of(model: Trained) -> Pipeline:
+def pipeline_of(trained: TrainedRun) -> Pipeline:
     """Return a run as one module on the CPU, low-rank updates merged and nothing in it that is never used."""
-    front_end, classifier = model.experiment.features.front_end.cpu(), model.experiment.model.cpu()
+    front_end, classifier = trained.experiment.features.front_end.cpu(), trained.experiment.model.cpu()
     if isinstance(front_end, EncoderFeatures):
         front_end.packs, front_end.encoder = False, None
         front_end.pretrained.precision, front_end.pretrained.compile = "float32", False
         encoder, _ = front_end.ready(torch.device("cpu"))  # first: whoever asks for it loads it where they are
-        check_made_with(model.run.best, model.checkpoint, front_end.made_with)
+        check_made_with(trained.run.best, trained.checkpoint, front_end.made_with)
         del encoder.blocks[front_end.layers[-1] :]
     for module in classifier.modules():
         module._compiled_call_impl = None  # what torch.compile left; a trace cannot follow it
     replace_layers(classifier, LoraLinear, LoraLinear.merged)
-    return Pipeline(front_end, classifier, model.temperature)
+    return Pipeline(front_end, classifier, trained.temperature)
 
 
 class LeftOut(Exception):

@@ -25,8 +25,9 @@ from ser.errors import UserError
 from ser.features import Features, check_spec, mark_of, store_folder
 from ser.files import append_line, locked, read_json, write_atomically, write_json
 from ser.metadata import Clip, Table
-from ser.progress import progress as progress_bar
-from ser.samplers import bucketed, map_ahead, prefetch
+from ser.progress import progress_bar
+from ser.read_ahead import map_ahead, prefetch
+from ser.samplers import bucketed
 
 __all__ = ["decoded", "extract", "plan", "stored"]
 
@@ -80,7 +81,7 @@ def extract_share(folder: Path, table: Table, features: Features, progress: bool
     whole = {
         clip.clip
         for clip in progress_bar(clips, "check", len(clips), shown=progress)
-        if is_whole(folder / f"{clip.clip}{ending}", table.sound(clip), known.get(clip.clip))
+        if is_whole(folder / f"{clip.clip}{ending}", table.sound_path(clip), known.get(clip.clip))
     }
     todo = [batch for batch in share if any(clip.clip not in whole for clip in batch)]
     made = [clip.clip for clip in clips if clip.clip not in whole]
@@ -118,7 +119,8 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
             value = value if features.front_end.kind == "statistics" else value[..., :count, :]
             if not torch.isfinite(value).all():
                 raise UserError(
-                    f"{table.sound(clip)}: its features are not finite; compute in 'encoder/precision = \"float32\"'"
+                    f"{table.sound_path(clip)}: its features are not finite; "
+                    "compute in 'encoder/precision = \"float32\"'"
                 )
             files.append((clip.clip, count, content_of(stored(value, features), features.front_end.ending), source))
         yield files
@@ -143,7 +145,7 @@ def content_of(value: torch.Tensor, ending: str) -> bytes:
 
 def decoded(table: Table, batch: Sequence[Clip]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Return a batch's padded sound [B, N], its lengths long [B] and the checksums of its files."""
-    paths = [table.sound(clip) for clip in batch]
+    paths = [table.sound_path(clip) for clip in batch]
     sounds = [torch.from_numpy(audio.read(path)) for path in paths]
     lengths = torch.tensor([len(sound) for sound in sounds])
     return pad_sequence(sounds, batch_first=True), lengths, [zlib.crc32(path.read_bytes()) for path in paths]
@@ -180,7 +182,7 @@ def close_store(folder: Path, table: Table) -> None:
     files = {}
     for clip in table.clips:
         if (entry := made.get(clip.clip) or index["files"].get(clip.clip)) is not None:
-            files[clip.clip] = entry | {"source": mark_of(table.sound(clip))}
+            files[clip.clip] = entry | {"source": mark_of(table.sound_path(clip))}
     write_index(folder, table, index, files, complete=True, anew=bool(made))
     for left in [*folder.glob("journal-*.jsonl"), *folder.glob(".*.tmp"), folder / MADE_WITH]:
         left.unlink(missing_ok=True)
@@ -189,7 +191,7 @@ def close_store(folder: Path, table: Table) -> None:
 def check_made_with(folder: Path, index: dict[str, Any], features: Features) -> None:
     """Raise a UserError where the front end is not the one that made the other files of the store.
 
-    A new store takes it down: in a file that whoever comes first writes, and at the end in the index.
+    A new store records it: the first process in a file, the end of the extraction in the index.
     """
     path, now = folder / MADE_WITH, features.front_end.made_with
     before = index["made_with"] or (read_json(path) if path.is_file() else None)

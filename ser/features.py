@@ -135,7 +135,7 @@ class FeatureStore:
     def check_sources(self, table: Table) -> None:
         """Raise a UserError where a clip's sound is not what its features were made from; sound may be elsewhere."""
         for clip in table.clips:
-            entry, path = self.files.get(clip.clip), table.sound(clip)
+            entry, path = self.files.get(clip.clip), table.sound_path(clip)
             if entry is None or (mark := mark_of(path)) is None or mark == entry.get("source"):
                 continue
             try:

@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 from ser import __version__
 from ser.audio import LFS_MAGIC
 from ser.errors import UserError
-from ser.files import NO_SPACE
-from ser.progress import progress as progress_bar
+from ser.files import cannot_write
+from ser.progress import progress_bar
 
-__all__ = ["LARGEST", "Item", "Outcome", "disk_trouble", "fetch"]
+__all__ = ["KEPT", "LARGEST", "Item", "Outcome", "fetch"]
 
+KEPT = "what was fetched is kept"
 TRIES = 5  # requests in a row that bring nothing new, before a file counts as failed
 WRONG = 3  # whole files that are not what they should be, before the file counts as failed
 PATIENCE = 3  # failed files in a row, before the rest of their host is given up
@@ -138,7 +139,7 @@ class Transfer:
                     self.outcome.failed[item.path] = str(error)
                 except Exception as error:
                     path = self.folder / item.path
-                    self.fatal = disk_trouble(path, error) if isinstance(error, OSError) else error
+                    self.fatal = cannot_write(path, error, KEPT) if isinstance(error, OSError) else error
                     self.stop.set()
 
     def show(self, item: Item, position: int) -> None:
@@ -270,11 +271,3 @@ def fault(item: Item, path: Path) -> str:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return "" if digest.hexdigest() == expected else f"its {algorithm} is not the published one"
-
-
-def disk_trouble(path: Path, error: OSError) -> UserError:
-    """Return the one line for a disk that is full or a place that cannot be written."""
-    if error.errno in NO_SPACE:
-        ending = "what was fetched is kept; free some space and run the same command again"
-        return UserError(f"{path}: no space left on the disk, {ending}")
-    return UserError(f"{error.filename or path}: {error.strerror or error}; check the folder and its owner")

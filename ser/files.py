@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,6 @@ from typing import IO, Any
 from ser.errors import UserError, closest, nearest, some
 
 __all__ = [
-    "NO_SPACE",
     "PROJECT",
     "append_line",
     "cannot_write",
@@ -27,6 +27,7 @@ __all__ = [
     "read_csv",
     "read_json",
     "run_folder",
+    "sha256_of",
     "write_atomically",
     "write_bytes",
     "write_csv",
@@ -210,7 +211,7 @@ def read_csv(path: Path, columns: Sequence[str], folded: bool = False) -> Iterat
                 if len(row) != width:
                     if not row:
                         continue
-                    raise UserError(f"{path}: line {reader.line_num}: expected {width} fields; mend the line")
+                    raise UserError(f"{path}: line {reader.line_num}: expected {width} fields; fix the line")
                 yield reader.line_num, dict(zip(header, row))  # noqa: B905 - of equal length
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -254,12 +255,20 @@ def append_line(path: Path, text: str) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """Say in one line why a file could not be written."""
+def cannot_write(path: Path, error: OSError, kept: str = "") -> UserError:
+    """Say in one line why a file could not be written, and what is ``kept`` where the disk is full."""
     if error.errno in NO_SPACE:
-        kept = "the previous file is kept" if path.exists() else "nothing was written"
-        return UserError(f"{path}: no space left on the disk, {kept}; free some space and go on")
-    return UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its owner")
+        kept = kept or ("the previous file is kept" if path.exists() else "nothing was written")
+        return UserError(f"{path}: no space left on the disk, {kept}; free some space and run the same command again")
+    return UserError(
+        f"{error.filename or path}: cannot be written ({error.strerror or error}); check the folder and its owner"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

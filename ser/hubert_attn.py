@@ -17,7 +17,7 @@ from ser.layers import (
     InputNorm,
     LayerSum,
     RunningNorm,
-    Speakers,
+    SpeakerStatistics,
     arange_like,
     at_least_float32,
     clip_mask,
@@ -90,7 +90,7 @@ class HubertAttn(Classifier):
         self.embedding_norm = RunningNorm(2 * size, pooled, prior)
         self.head = nn.Linear(2 * size, len(self.labels))
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Pool stored frames [B, T, D] or [B, L, T, D], or what the encoder hears, to statistics [B, E]."""
         if self.encoder is not None:
             x, lengths = self.encoder(inputs, lengths)
@@ -110,7 +110,7 @@ class HubertAttn(Classifier):
             return self.norm(inputs, lengths)
         return self.sum(self.norm(inputs.transpose(1, 2), lengths).transpose(1, 2))
 
-    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return logits [B, C]."""
         return self.head(self.dropout(self.embedding_norm(embedding, speakers)))
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ser import audio
-from ser.artefact import FEWEST_SAMPLES, MOST_SAMPLES
 from ser.audio import SAMPLE_RATE
 from ser.enrolment import Enrolment
 from ser.errors import UserError, nearest
+from ser.export_index import FEWEST_SAMPLES, MOST_SAMPLES
 
 __all__ = ["Item", "Prediction", "Predictor"]
 

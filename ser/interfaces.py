@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ser.layers import InputNorm, Prompts, Speakers
+from ser.layers import InputNorm, Prompts, SpeakerStatistics
 
-__all__ = ["Classifier", "Encoder", "FrontEnd", "Inside", "Solvable", "normalised_by_speaker"]
+__all__ = ["Classifier", "Encoder", "FrontEnd", "InnerEncoder", "Solvable", "normalised_by_speaker"]
 
 
 class FrontEnd(nn.Module):
@@ -46,11 +46,11 @@ class FrontEnd(nn.Module):
         raise NotImplementedError
 
     def settle(self, spec: dict[str, Any]) -> None:
-        """Go on as a store was begun that has this ``spec``, in what was left open."""
+        """Adopt what a store with this ``spec`` decided and this front end leaves open (an ``auto`` precision)."""
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """What else tells whether two files of a store belong together; may be dear to find out."""
+        """Whatever else must match between two files of one store; may be slow to compute."""
         return {}
 
 
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
     Attributes:
         width: features D of every state.
-        layers: number L of states.
+        state_count: number L of states.
         rate: frames per second, of every encoder here.
         front_end: sound to the inputs of ``run``.
         prompted: its layers can see learned vectors in front of the frames.
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
     """
 
     width: int
-    layers: int
+    state_count: int
     rate: float = 50.0
     front_end: FrontEnd
     prompted: bool = False
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-class Inside(nn.Module):
+class InnerEncoder(nn.Module):
     """A pretrained encoder inside a model: ``forward(inputs, lengths) -> (frames [B, T, D], their number long [B])``.
 
     Attributes:
@@ -152,8 +152,8 @@ class Inside(nn.Module):
         """What a checkpoint names, and what must be the same again: the encoder and its weights."""
         raise NotImplementedError
 
-    def begin(self) -> None:
-        """Set what training begins with, see ``Classifier.begin``."""
+    def init_weights(self) -> None:
+        """Set what training begins with, see ``Classifier.init_weights``."""
 
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the learning rate of its pretrained parameters that train, by name."""
@@ -186,26 +186,26 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder: Inside | None = None
+        self.encoder: InnerEncoder | None = None
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return the clips' embeddings [B, E]."""
         raise NotImplementedError
 
-    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return logits [B, C] of embeddings [B, E]."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Turn inputs, their lengths long [B] and what is known of their speakers into logits [B, C]."""
         if self.speakers_at == "embedding":
             return self.classify(self.embed(inputs, lengths), speakers)
         return self.classify(self.embed(inputs, lengths, speakers))
 
-    def begin(self) -> None:
+    def init_weights(self) -> None:
         """Set what training begins with; a checkpoint brings its own. Called once, before a fresh run."""
         if self.encoder is not None:
-            self.encoder.begin()
+            self.encoder.init_weights()
 
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the learning rate of parameters, by name; 1 for those without."""

@@ -33,7 +33,7 @@ def label_set(corpus: str, classes: Sequence[str] | None = None) -> tuple[str, .
         classes: those of its emotions that are wanted, in any order; None for all.
 
     Raises:
-        UserError: no such corpus, an emotion that it has not, or less than two.
+        UserError: no such corpus, an emotion that it does not have, or less than two.
     """
     if corpus not in LABEL_SETS:
         raise UserError(f"corpus '{corpus}' is unknown{nearest(corpus, LABEL_SETS)}")
@@ -42,7 +42,7 @@ def label_set(corpus: str, classes: Sequence[str] | None = None) -> tuple[str, .
         return known
     for label in classes:
         if label not in known:
-            raise UserError(f"labels/classes names '{label}', which {corpus} has not{nearest(label, known)}")
+            raise UserError(f"labels/classes names '{label}', which {corpus} does not have{nearest(label, known)}")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise UserError(f"labels/classes is [{', '.join(classes)}]; expected two or more, each once")
     return tuple(label for label in known if label in classes)

@@ -51,7 +51,7 @@ def needs_processes(jobs: int, gpus: int) -> bool:
 
 
 def check_processes(number: int) -> None:
-    """Raise a UserError for a number of processes that cannot share a work here."""
+    """Raise a UserError for a number of processes that cannot share the work here."""
     if number < 1:
         raise UserError(f"gpus is {number}; expected 1 or more")
     if torch.cuda.is_available() and number > torch.cuda.device_count():
@@ -65,7 +65,7 @@ def run_in_processes(number: str, command: Sequence[str]) -> int:
         0, or the status in which a mistake or a signal ended one of them.
 
     Raises:
-        UserError: not a number of processes that can share a work here.
+        UserError: not a number of processes that can share the work here.
         ChildFailedError: one of them ended otherwise.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -90,29 +90,29 @@ def run_in_processes(number: str, command: Sequence[str]) -> int:
     return 0
 
 
-def train_in_processes(experiment: str, works: Sequence[Job], jobs: int, gpus: int) -> int:
+def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpus: int) -> int:
     """Train in processes of their own, ``jobs`` of them at once; return 0, or the status of a signal.
 
     A signal is handed on, and waited for until all is saved.
 
     Args:
         experiment: as of ``config.load``.
-        works: what to train.
+        trainings: what to train.
         jobs: trainings at the same time.
         gpus: processes that share each.
 
     Raises:
         UserError: a training failed; the others that were running have ended.
     """
-    waiting = list(works)
+    waiting = list(trainings)
     running: dict[int, tuple[Job, subprocess.Popen]] = {}  # by slot
     failed: list[tuple[Job, int]] = []
     with stop_requests() as stop:
         while running or (waiting and not stop.signal and not failed):
             while waiting and len(running) < jobs and not stop.signal and not failed:
-                work, slot = waiting.pop(0), min(set(range(jobs)) - set(running))
-                print(f"{work.name}: {work.log}", flush=True)
-                running[slot] = work, start(experiment, work, gpus, slot, jobs)
+                training, slot = waiting.pop(0), min(set(range(jobs)) - set(running))
+                print(f"{training.name}: {training.log}", flush=True)
+                running[slot] = training, start(experiment, training, gpus, slot, jobs)
             time.sleep(POLL_SECONDS)
             if stop.signal:
                 for _, process in running.values():
@@ -120,23 +120,23 @@ def train_in_processes(experiment: str, works: Sequence[Job], jobs: int, gpus: i
                     process.send_signal(signal.SIGTERM if gpus > 1 else stop.signal)
                 for _, process in running.values():
                     process.wait()
-                names = ", ".join(work.name for work, _ in running.values())
+                names = ", ".join(training.name for training, _ in running.values())
                 print(f"stopped and saved: {names}; the same command goes on")
                 return stop.status
-            for slot, (work, process) in list(running.items()):
+            for slot, (training, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
                     if process.returncode:
-                        failed.append((work, process.returncode))
+                        failed.append((training, process.returncode))
                     else:
-                        print(f"{work.name}: trained", flush=True)
+                        print(f"{training.name}: trained", flush=True)
         if stop.signal and not failed:
             print("stopped between two trainings; the same command goes on")
             return stop.status
-    for work, status in failed:
-        lines = work.log.read_text(errors="replace").strip().splitlines()
+    for training, status in failed:
+        lines = training.log.read_text(errors="replace").strip().splitlines()
         why = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or [""]
-        raise UserError(f"{work.name} ended with status {status}: {why[-1][:200]} (see {work.log})")
+        raise UserError(f"{training.name} ended with status {status}: {why[-1][:200]} (see {training.log})")
     return 0
 
 
@@ -153,7 +153,7 @@ def opened(log: Path) -> IO[bytes]:
         raise cannot_write(log, error) from error
 
 
-def start(experiment: str, work: Job, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
+def start(experiment: str, training: Job, gpus: int, slot: int, jobs: int) -> subprocess.Popen:
     """Start a training; ``slot`` of ``jobs`` has GPUs and cores of its own."""
     launch = [str(PROJECT / "tools/launch.py"), str(gpus)] if gpus > 1 else []
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // (jobs * gpus)))} | os.environ
@@ -162,6 +162,6 @@ def start(experiment: str, work: Job, gpus: int, slot: int, jobs: int) -> subpro
         names = seen if seen != [""] else [str(number) for number in range(count)]
         chosen = [names[(slot * gpus + place) % len(names)] for place in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
-    command = [sys.executable, *launch, str(PROJECT / "tools/train.py"), experiment, *work.overrides]
-    with opened(work.log) as file:
+    command = [sys.executable, *launch, str(PROJECT / "tools/train.py"), experiment, *training.overrides]
+    with opened(training.log) as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)

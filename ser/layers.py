@@ -23,7 +23,7 @@ __all__ = [
     "LayerSum",
     "Prompts",
     "RunningNorm",
-    "Speakers",
+    "SpeakerStatistics",
     "arange_like",
     "at_least_float32",
     "attended_mean_std",
@@ -39,7 +39,7 @@ COMBINED = ("join", "sum")  # what becomes of an encoder's layers: side by side,
 
 
 @dataclass(frozen=True)
-class Speakers:
+class SpeakerStatistics:
     """What is known of the speakers of B clips without any label; F is a clip's features without time.
 
     Attributes:
@@ -51,13 +51,13 @@ class Speakers:
     mean: Tensor
     std: Tensor
 
-    def to(self, device: torch.device) -> "Speakers":
+    def to(self, device: torch.device) -> "SpeakerStatistics":
         """Return the same on another device."""
-        return Speakers(self.count.to(device), self.mean.to(device), self.std.to(device))
+        return SpeakerStatistics(self.count.to(device), self.mean.to(device), self.std.to(device))
 
-    def rows(self, which: slice) -> "Speakers":
+    def rows(self, which: slice) -> "SpeakerStatistics":
         """Return what is known for some of the clips."""
-        return Speakers(self.count[which], self.mean[which], self.std[which])
+        return SpeakerStatistics(self.count[which], self.mean[which], self.std[which])
 
 
 def tracing() -> bool:
@@ -116,16 +116,16 @@ def pad_reflect(x: Tensor, lengths: Tensor, padding: int) -> Tensor:
     return padded.scatter(2, targets, tail)
 
 
-def masked_mean_std(x: Tensor, lengths: Tensor, smallest: float = 1e-5) -> tuple[Tensor, Tensor]:
+def masked_mean_std(x: Tensor, lengths: Tensor, std_floor: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over each clip's own frames, both [B, *F], of x [B, T, *F].
 
-    The standard deviation is the biased one (divided by the number of frames) and at least ``smallest``.
+    The standard deviation is the biased one (divided by the number of frames) and at least ``std_floor``.
     """
     mask = clip_mask(lengths, x.shape[1]).view(*x.shape[:2], *[1] * (x.dim() - 2))
     count = lengths.view(-1, *[1] * (x.dim() - 2)).to(x.dtype)
     mean = x.masked_fill(~mask, 0).sum(1) / count
     variance = (x - mean[:, None]).masked_fill(~mask, 0).square().sum(1) / count
-    return mean, variance.clamp_min(smallest**2).sqrt()
+    return mean, variance.clamp_min(std_floor**2).sqrt()
 
 
 class InputNorm(nn.Module):
@@ -174,7 +174,7 @@ class InputNorm(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_((squares / count - mean.square()).clamp_min(1e-10).sqrt())
 
-    def standardised(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def standardised(self, x: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return (x - mean) / std of x [B, *size] or [B, T, *size], by the speaker's statistics if they are given.
 
         With n clips of a speaker, their mean and variance count n / (n + prior), the corpus's the rest; the
@@ -190,7 +190,7 @@ class InputNorm(nn.Module):
                 mean, std = mean[:, None], std[:, None]
         return (x - mean) / std
 
-    def forward(self, x: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return normalised frames x [B, T, *size]; those after a clip's end are zero."""
         if self.fitted:
             x = self.standardised(x, speakers)
@@ -236,7 +236,7 @@ class RunningNorm(InputNorm):
         self.mean += share * away
         self.std.copy_(spread.clamp_min(1e-10).sqrt())
 
-    def forward(self, x: Tensor, speakers: Speakers | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:  # type: ignore[override]
         """Return normalised embeddings x [B, E], in float32."""
         x = at_least_float32(x)
         if self.kind == "none":
@@ -276,7 +276,7 @@ class LayerSum(nn.Module):
 
 
 def attended_mean_std(
-    x: Tensor, scores: Tensor, lengths: Tensor, time: int = 1, smallest: float = 1e-12
+    x: Tensor, scores: Tensor, lengths: Tensor, time: int = 1, std_floor: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over each clip's frames, weighted by a softmax of scores in time.
 
@@ -287,7 +287,7 @@ def attended_mean_std(
         scores: of each feature in each frame, of the same shape, or of one feature for all.
         lengths: long [B].
         time: dimension of T.
-        smallest: variance that smaller ones are lifted to.
+        std_floor: that smaller standard deviations are lifted to.
 
     Returns:
         Two of [B, D].
@@ -297,7 +297,7 @@ def attended_mean_std(
     weights = scores.masked_fill(outside, -torch.inf).softmax(time)
     mean = (weights * x).sum(time, keepdim=True)
     variance = (weights * (x - mean).square()).sum(time)
-    return mean.squeeze(time), variance.clamp_min(smallest).sqrt()
+    return mean.squeeze(time), variance.clamp_min(std_floor**2).sqrt()
 
 
 class AttentiveStatistics(nn.Module):
@@ -350,7 +350,7 @@ class CosineHead(nn.Module):
 class Prompts(nn.Module):
     """Learned vectors in front of the frames (Jia et al. 2022, https://arxiv.org/abs/2203.12119).
 
-    They are random until ``adapting.Adapted.begin`` sets them.
+    They are random until ``adapting.Adapted.init_weights`` sets them.
 
     Args:
         count: vectors P.

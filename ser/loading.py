@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ser import dist
-from ser.artefact import INDEX, checked_file, checksum, read_index
 from ser.errors import UserError, first_line, nearest
+from ser.export_index import INDEX, checked_file, read_index
+from ser.files import sha256_of
 from ser.inference import Predictor
 
 __all__ = ["VARIANTS", "load"]
@@ -56,7 +57,7 @@ def load(
         from ser import exporting, runs
         from ser.encoders import fingerprint
 
-        trained = runs.trained(str(source))
+        trained = runs.load_trained(str(source))
         pipeline = exporting.pipeline_of(trained)
         identity = fingerprint(pipeline)  # before the weights are laid out anew
         pipeline = pipeline.pack() if device == "cpu" else pipeline.to(device)
@@ -65,7 +66,7 @@ def load(
     index = read_index(folder)
     path = checked_file(folder, index, VARIANTS[variant])
     dist.choose_int8_engine()
-    model, pin = script(path, device), checksum(folder / INDEX)
+    model, pin = script(path, device), sha256_of(folder / INDEX)
     return Predictor(model, index, index["identity"], device, variant == "int8", speakers, pin)
 
 
@@ -91,7 +92,7 @@ def find(source: str | Path, file: str, sha256: str, revision: str) -> Path | No
             raise UserError(f"{folder}: lacks {INDEX}, without which nothing in it can be trusted; export it again")
         else:
             return None
-    found = checksum(folder / INDEX)
+    found = sha256_of(folder / INDEX)
     if sha256 and sha256 != found:
         raise UserError(f"{folder / INDEX}: its SHA-256 is {found}, expected {sha256}: another version")
     return folder

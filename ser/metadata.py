@@ -16,13 +16,13 @@ __all__ = [
     "Clip",
     "Table",
     "clips_at_hand",
-    "known_sound",
     "metadata_path",
     "prepare_command",
     "raw_folder",
+    "read_sound_hashes",
     "read_table",
     "remember_raw",
-    "remember_sound",
+    "store_sound_hashes",
     "write_table",
 ]
 
@@ -62,7 +62,7 @@ class Table:
     clips: tuple[Clip, ...]
     missing: int  # official clips that are not at hand
 
-    def sound(self, clip: Clip) -> Path:
+    def sound_path(self, clip: Clip) -> Path:
         """Return the path of a clip's sound file."""
         return (self.raw.parent if self.corpus == "custom" else self.raw) / clip.path
 
@@ -108,7 +108,7 @@ def remember_raw(corpus: str, raw: Path, missing: int) -> None:
     write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.absolute()), "missing": missing})
 
 
-def remember_sound(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
+def store_sound_hashes(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
     """Keep a hash of each clip's decoded samples in ``data/<corpus>/sound.json``, by where the recordings lie."""
     path = corpus_folder(corpus) / "sound.json"
     try:
@@ -119,7 +119,7 @@ def remember_sound(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
     write_json(path, others | {str(raw.absolute()): dict(sorted(sound.items()))})
 
 
-def known_sound(corpus: str) -> dict[str, str]:
+def read_sound_hashes(corpus: str) -> dict[str, str]:
     """Return clip -> hash of its decoded samples, as ``verify`` found them where the recordings lie; empty before.
 
     Raises:
@@ -165,7 +165,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
     validate(path, corpus, clips)
     table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])
     if check_files:
-        gone = [clip.path for clip in table.clips if not table.sound(clip).is_file()]
+        gone = [clip.path for clip in table.clips if not table.sound_path(clip).is_file()]
         if gone:
             raise UserError(
                 f"{path}: {len(gone)} rows whose sound file is gone from {table.raw}: {some(gone)}; "
@@ -204,7 +204,7 @@ def validate(path: Path, corpus: str, clips: Sequence[Clip]) -> None:
 def fault_of(clip: Clip, corpus: str, known: Sequence[str], seen: set[str]) -> str:
     """Say what is wrong with a row; empty where nothing is."""
     if clip.clip in seen:
-        return " stands twice; keep one row of each clip"
+        return " appears twice; keep one row of each clip"
     if clip.emotion not in known:
         return f": emotion '{clip.emotion}' is not of {corpus}{nearest(clip.emotion, known)}"
     if not clip.speaker and corpus != "custom":

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio, demo, metrics
-from ser.artefact import MOST_SAMPLES
 from ser.audio import SAMPLE_RATE
 from ser.errors import UserError
+from ser.export_index import MOST_SAMPLES
 from ser.pipeline import Pipeline
-from ser.progress import progress as progress_bar
-from ser.runs import Trained
+from ser.progress import progress_bar
+from ser.runs import TrainedRun
 
 __all__ = ["Answers", "Wanted", "answers_of", "compare", "compare_known", "variant_figures"]
 
@@ -125,23 +125,23 @@ def compare_known(model: Any, pipeline: Pipeline, wanted: Wanted, alone: bool = 
 
 
 @torch.no_grad()
-def variant_figures(answer: Answers, pipeline: Pipeline, model: Trained, shown: bool) -> dict[str, Any]:
+def variant_figures(answer: Answers, pipeline: Pipeline, trained: TrainedRun, shown: bool) -> dict[str, Any]:
     """Return UAR and WA on the validation part of a variant that rounds, beside the run's own, clip by clip.
 
     Of a run that was trained on the validation part, or without its sound at hand, the reason why not.
     """
-    protocol = model.experiment.protocol
-    if model.experiment.trains_on_validation:
+    protocol = trained.experiment.protocol
+    if trained.experiment.trains_on_validation:
         return {"uar": None, "reason": "the run was trained on its validation part, too"}
     clips = [clip for clip in protocol.parts["val"] if clip.corpus == protocol.corpus]
     every = len(clips)
     if sum(parameter.numel() for parameter in pipeline.parameters()) > LARGE:
         clips = clips[:: -(-len(clips) // FEW) or 1]
-    labels = {label: number for number, label in enumerate(model.experiment.model.labels)}
+    labels = {label: number for number, label in enumerate(trained.experiment.model.labels)}
     answers: list[tuple[int, int]] = []
     try:
         for clip in progress_bar(clips, "validation", len(clips), shown=shown):
-            sound = torch.from_numpy(audio.read(protocol.table.sound(clip)))[None, :MOST_SAMPLES]
+            sound = torch.from_numpy(audio.read(protocol.table.sound_path(clip)))[None, :MOST_SAMPLES]
             lengths = torch.tensor([sound.shape[1]])
             answers.append((int(pipeline(sound, lengths).argmax()), int(answer(sound, lengths).argmax())))
     except UserError as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.interfaces import Classifier, Encoder, FrontEnd, normalised_by_speaker
-from ser.layers import Speakers, at_least_float32, masked_mean_std
+from ser.layers import SpeakerStatistics, at_least_float32, masked_mean_std
 
 __all__ = ["Pipeline"]
 
@@ -42,7 +42,7 @@ class Pipeline(nn.Module):
     def known(self, sound: Tensor, lengths: Tensor, count: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Return probabilities [B, C] of clips of whose speakers count [B], mean and std [B, *F] are known."""
         values, frames = self.front_end(sound, lengths)
-        return self.probabilities(self.model(values, frames, Speakers(count, mean, std)))
+        return self.probabilities(self.model(values, frames, SpeakerStatistics(count, mean, std)))
 
     def moments(self, sound: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the clips tell of their speakers.
@@ -57,7 +57,7 @@ class Pipeline(nn.Module):
             values = at_least_float32(values if at_inputs else self.model.embed(values, frames))
             return torch.ones_like(lengths, dtype=values.dtype), values, torch.zeros_like(values)
         items = frames.to(values.dtype)
-        mean, std = masked_mean_std(values, frames, smallest=1e-10)
+        mean, std = masked_mean_std(values, frames, std_floor=1e-10)
         return items, mean, std.square() * items.view(-1, *[1] * (std.dim() - 1))
 
     def probabilities(self, logits: Tensor) -> Tensor:

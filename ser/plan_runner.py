@@ -103,7 +103,7 @@ def carry_out(steps: Sequence[Step], just: Sequence[str], options: Options | Non
                 print(f"{label}: done in {record.hours:.2f} h", flush=True)
     rest = [step.name for step, _, record in walk(steps, options) if step in chosen and not record.done]
     if rest:
-        print(f"{len(rest)} of {len(chosen)} steps are open: {some(rest)}; mend that and give the same command again")
+        print(f"{len(rest)} of {len(chosen)} steps are open: {some(rest)}; fix that and run the same command again")
         return 1
     print(f"all {len(chosen)} steps are done")
     return 0

@@ -105,7 +105,7 @@ def cross_corpus(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: of the PNG.
-        rows: of ``crossing.matrix``.
+        rows: of ``cross_corpus.matrix``.
     """
     told = {"cross-corpus", "transductive"}  # tags that the picture itself says
     shown = [

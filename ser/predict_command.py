@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from ser.errors import EXIT_USER, UserError
 from ser.files import files_in, read_csv, write_atomically
-from ser.progress import progress
-from ser.responses import FORMATS, responses
+from ser.prediction_formats import FORMATS, format_predictions
+from ser.progress import progress_bar
 
 __all__ = ["add_commands"]
 
@@ -117,7 +117,7 @@ def predict(arguments: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
 
         answers = answered(model, items, arguments, failed)
-        lines = responses(answers, model.labels, form)
+        lines = format_predictions(answers, model.labels, form)
         if arguments.output is None:
             if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is not UTF-8 is printed as it lies on the disk
                 sys.stdout.reconfigure(errors="surrogateescape")
@@ -165,7 +165,7 @@ def bar(answers: Iterable[Any], total: int | None, unit: str) -> Iterable[Any]:
     """Return the answers with a progress bar, if standard error is a terminal and the answers go elsewhere."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return answers
-    return progress(answers, "predict", total, unit)
+    return progress_bar(answers, "predict", total, unit)
 
 
 def enrol(arguments: argparse.Namespace) -> int:

@@ -127,7 +127,7 @@ def read_predictions(path: Path) -> Predictions:
     if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and probabilities.sum(1).all()):
         raise UserError(f"{path}: a probability is not a number from 0 to 1; score again: just eval RUN")
     if twice := [clip for clip, count in Counter(row["clip"] for row in rows).items() if count > 1]:
-        raise UserError(f"{path}: clip '{twice[0]}' is there twice; score again: just eval RUN")
+        raise UserError(f"{path}: clip '{twice[0]}' appears twice; score again: just eval RUN")
     return Predictions(
         [row["clip"] for row in rows], [row["speaker"] for row in rows], [row["label"] for row in rows],
         labels, np.log(probabilities.clip(1e-300)),

@@ -17,8 +17,7 @@ from ser.features import Features
 from ser.files import outputs_folder, write_csv, write_json
 from ser.losses import class_weights
 from ser.predictions import Predictions
-from ser.progress import cores
-from ser.progress import progress as progress_bar
+from ser.progress import cores, progress_bar
 from ser.scoring import score
 from ser.stats import columns
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["cores", "progress"]
+__all__ = ["cores", "progress_bar"]
 
 
 def cores() -> int:
@@ -13,7 +13,7 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def progress(
+def progress_bar(
     items: Iterable[Any] | None, label: str, total: int | None, unit: str = "clip", shown: bool = True, done: int = 0
 ):
     """Return a tqdm bar over ``items``, or one to be moved by hand where they are None.

@@ -141,8 +141,8 @@ class Protocol:
         members = splits.select(clips, part_of, where, self.split.speaker_independent)
         members["train"] = [*members["train"], *self.extra_clips]
         if self.split.speaker_independent:
-            mend = "leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
-            splits.check_same_sound(members, where, mend)
+            remedy = "leave one of them out ('Protocol.drop = [\"NAME\"]'), or its corpus (data/extra)"
+            splits.check_same_sound(members, where, remedy)
         return members
 
     @cached_property
@@ -212,7 +212,7 @@ class Protocol:
             )
         return self.parts[name]
 
-    def evaluation(self, part: str) -> str:
+    def evaluation_name(self, part: str) -> str:
         """Name the evaluation of a part, see ``splits.evaluation_name``."""
         return splits.evaluation_name(self.corpus, self.scheme, part)
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ser.artefact import INDEX, check_index, checked_file, checksum, read_index
 from ser.errors import UserError, some
-from ser.files import read_json, write_bytes
+from ser.export_index import INDEX, check_index, checked_file, read_index
+from ser.files import read_json, sha256_of, write_bytes
 
 __all__ = ["fetch", "publish"]
 
@@ -48,7 +48,7 @@ def publish(folder: Path, url: str, overwrite: bool = False, private: bool = Fal
     files = sorted(index["files"])
     for name in files:
         checked_file(folder, index, name)
-    pin = checksum(folder / INDEX)
+    pin = sha256_of(folder / INDEX)
     if is_hub(url):
         done = to_hub(folder, files, url, pin, overwrite, private)
     else:
@@ -108,8 +108,8 @@ def to_hub(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: bo
         ours: set[str] = set()
         if INDEX in there:
             current = Path(api.hf_hub_download(repository, INDEX, revision=parent))
-            if checksum(current) != pin and not overwrite:
-                raise different(url, checksum(current)[:VERSION])
+            if sha256_of(current) != pin and not overwrite:
+                raise different(url, sha256_of(current)[:VERSION])
             ours = set(check_index(f"{shown(url)}/{INDEX}", read_json(current))["files"])
         elif there and not overwrite:
             raise UserError(f"{url}: holds files of something else ({some(sorted(there))}); choose another repository")
@@ -151,7 +151,7 @@ def fetch(url: str, files: Sequence[str], sha256: str = "", revision: str = "") 
     fresh = cache / f".fetch.{os.getpid()}"
     try:
         write_bytes(fresh / INDEX, content)
-        pin = checksum(fresh / INDEX)
+        pin = sha256_of(fresh / INDEX)
         if sha256 and pin != sha256:
             raise UserError(f"{shown(url)}: the SHA-256 of its {INDEX} is {pin}, expected {sha256}: another version")
         index = check_index(f"{shown(url)}/{INDEX}", read_json(fresh / INDEX))
@@ -179,7 +179,7 @@ def is_whole(folder: Path, index: dict[str, Any], name: str) -> bool:
 
 def is_pinned(folder: Path, sha256: str, files: Sequence[str]) -> bool:
     """Say whether the cache holds the pinned version, its index and the files that are needed, all whole."""
-    if not (folder / INDEX).is_file() or checksum(folder / INDEX) != sha256:
+    if not (folder / INDEX).is_file() or sha256_of(folder / INDEX) != sha256:
         return False
     index = read_index(folder)
     return all(is_whole(folder, index, name) for name in files)

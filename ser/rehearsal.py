@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from ser import audio, config, metadata, schemes
-from ser.corpora import corpus as corpus_named
+from ser.corpora import corpus_named
 from ser.files import corpus_folder, write_csv, write_json
 from ser.labels import EMOTIONS, label_set
 

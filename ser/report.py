@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ser import audio, checkpoints
+from ser.corpora import licence
 from ser.environment import revision_of, short
 from ser.errors import UserError, some
-from ser.evaluate_run import is_known
 from ser.files import read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
+from ser.metrics_file import is_known
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
 from ser.robustness import shown_value
@@ -22,7 +23,6 @@ from ser.wording import (
     TITLES,
     estimate_of,
     gap_text,
-    licence_of,
     missing_text,
     temperature_of,
     title_of,
@@ -192,9 +192,9 @@ def mistakes(folder: Path, metrics: dict[str, Any], sound: bool) -> str:
         answer = predictions.labels[answers[row]]
         said = (predictions.clips[row], predictions.speakers[row], predictions.references[row], answer)
         rows.append((*said, f"{confidence[row]:.2f}", heard))
-    licence = f'<p class="soft">Recordings: {escape(licence_of(metrics["corpus"]))}</p>' if sound else ""
+    terms = f'<p class="soft">Recordings: {escape(licence(metrics["corpus"]))}</p>' if sound else ""
     header = ("clip", "speaker", "reference", "answer", "confidence", "sound" if sound else "")
-    return "<h3>The most confident mistakes</h3>" + table(header, rows, (4,)) + licence
+    return "<h3>The most confident mistakes</h3>" + table(header, rows, (4,)) + terms
 
 
 def corpus_of(corpus: str) -> tuple[Table, dict[str, Clip]]:
@@ -208,7 +208,7 @@ def wav(known: Table, clip: Clip) -> bytes:
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, audio.read(known.sound(clip)), audio.SAMPLE_RATE, "PCM_16", format="WAV")
+    soundfile.write(buffer, audio.read(known.sound_path(clip)), audio.SAMPLE_RATE, "PCM_16", format="WAV")
     return buffer.getvalue()
 
 

@@ -14,17 +14,17 @@ from ser.augment import ClipRandom
 from ser.batches import ClipReader, SoundSource
 from ser.distortions import CONDITIONS, Distortion, recorded
 from ser.errors import UserError
-from ser.evaluate_run import about_run, check_unseen, predict, tags_of
 from ser.extraction import stored
 from ser.features import Features, store_folder
 from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
-from ser.progress import progress as progress_bar
-from ser.runs import trained
+from ser.progress import progress_bar
+from ser.run_evaluation import about_run, predict_clips, seen_tags, tags_of
+from ser.runs import load_trained
 from ser.samplers import bucketed
 from ser.scoring import draws_of, interval_reason
-from ser.scorings import count_scoring
+from ser.scoring_count import count_scoring
 from ser.wording import aligned, estimate_of
 
 __all__ = ["CONDITIONS", "Distorted", "robustness", "shown_value", "table"]
@@ -113,7 +113,7 @@ def robustness(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Score a run on a part made worse in every way of ``CONDITIONS``; babble is made of training speakers.
 
-    An interrupted call is gone on with by the next.
+    The next call resumes one that was interrupted.
 
     Args:
         name: of the run.
@@ -126,36 +126,36 @@ def robustness(
         ``COLUMNS`` a condition, the first being the clips as they are. ``change`` of the UAR is paired over speakers.
 
     Raises:
-        UserError: as ``evaluate_run.evaluate``, or sound that cannot be read.
+        UserError: as ``run_evaluation.evaluate``, or sound that cannot be read.
     """
-    if part == "train":
-        raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
     kinds = CONDITIONS | (recorded(noise) if noise else {})
-    model = trained(name)
-    protocol, features = model.experiment.protocol, model.experiment.features
+    trained = load_trained(name)
+    protocol, features = trained.experiment.protocol, trained.experiment.features
     clips = protocol.part(part)
-    check_unseen(model, clips, part, False)
-    folder = model.run.folder / "eval" / protocol.evaluation(part)
+    seen_tags(trained, clips, part, seen=False)  # raises
+    folder = trained.run.folder / "eval" / protocol.evaluation_name(part)
     index = store_folder(protocol.corpus, features) / "index.json"
     if features.cached and index.is_file():  # in the precision of the features that it is compared with
         features.front_end.settle(read_json(index)["spec"]["front_end"])
     sound = ClipReader(SoundSource(protocol.table), ())  # which keeps what it has read
     others = [clip for clip in protocol.parts["train"] if clip.corpus == protocol.corpus]
     if not others:
-        raise UserError(f"{model.run.folder.name}: babble is of voices of {protocol.corpus} that train, and none does")
+        raise UserError(
+            f"{trained.run.folder.name}: babble is of voices of {protocol.corpus} that train, and none does"
+        )
 
     def answer(distort: Distortion | None, place: int) -> Predictions:
         source = Distorted(sound, features, distort, place, others)
         source.prepare(protocol.members[part])
-        return predict(model, protocol.corpus, clips, False, None, protocol.members[part], source)
+        return predict_clips(trained, protocol.corpus, clips, protocol.members[part], source=source, progress=False)
 
     part_file = folder / "robustness.part.json"
-    of = checkpoints.identity(model.checkpoint) | {
+    of = checkpoints.identity(trained.checkpoint) | {
         "ser": __version__, "clips": [[clip.clip, clip.emotion] for clip in clips], "noise": noise,
     }  # fmt: skip
     known = rows_so_far(part_file, of)
     if part == "test" and not known:
-        count_scoring(model.run.folder, folder.name, "-robustness")
+        count_scoring(trained.run.folder, folder.name, "-robustness")
     conditions = [(kind, value, distort) for kind, values in kinds.items() for value, distort in values.items()]
     clean = answer(None, 0)
     rows = [row_of("as it is", None, clean, clean)]
@@ -165,15 +165,15 @@ def robustness(
         rows.append(known.get((kind, value)) or row_of(kind, value, clean, answer(distort, place)))
         write_json(part_file, {"of": of, "rows": rows})
     write_csv(folder / "robustness.csv", COLUMNS, rows)
-    about = about_run(model)
-    tags = tags_of(model)
+    about = about_run(trained)
+    tags = tags_of(trained)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
     facts |= {"tags": tags, "clips_missing": protocol.table.missing, "noise": noise}
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
     plots.robustness(
         folder / "robustness.png",
         rows,
-        plots.tagged_title(model.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
+        plots.tagged_title(trained.run.folder.name, f"{folder.name}, {len(clips)} clips", tags=tags),
     )
     part_file.unlink(missing_ok=True)
     return folder, rows

@@ -14,10 +14,10 @@ from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
-from ser.state import check_unchanged
-from ser.workbench import set_up
+from ser.training_setup import set_up
+from ser.training_state import check_unchanged
 
-__all__ = ["Trained", "create", "reopen", "train", "trained"]
+__all__ = ["TrainedRun", "create", "load_trained", "reopen", "train"]
 
 
 def create(settings: config.Config) -> tuple[Experiment, Run]:
@@ -76,7 +76,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     with claimed(run):
         if dist.is_main():
             if run.last.is_file() != resume:
-                raise UserError(f"{run.folder}: another process has trained this run meanwhile; give the command again")
+                raise UserError(f"{run.folder}: another process has trained this run meanwhile; run the command again")
             remember(run)
             if not resume:
                 write_text(run.folder / "run.gin", run.config)
@@ -126,7 +126,7 @@ def remember(run: Run) -> None:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run with its best weights in the model, on the device.
 
     Attributes:
@@ -142,16 +142,16 @@ class Trained:
 
     @property
     def temperature(self) -> float:
-        """What logits are to be divided by, as validation says; 1 for a checkpoint of an earlier ser."""
+        """What logits are to be divided by, as validation says; 1 for a checkpoint of an earlier version of ser."""
         return float(self.checkpoint.get("temperature", 1.0))
 
     @property
-    def began_on(self) -> list[str]:
+    def start_corpora(self) -> list[str]:
         """The other corpora that the run which training began with has heard, if it began with one."""
         return list((self.checkpoint["state"].get("start") or {}).get("corpora", []))
 
 
-def trained(name: str) -> Trained:
+def load_trained(name: str) -> TrainedRun:
     """Reopen a run with its best weights.
 
     Raises:
@@ -165,4 +165,4 @@ def trained(name: str) -> Trained:
     device = dist.device()
     experiment.model.to(device)
     experiment.features.front_end.to(device)
-    return Trained(experiment, run, checkpoint, finished)
+    return TrainedRun(experiment, run, checkpoint, finished)

@@ -1,18 +1,13 @@
-"""Which clips go together and in which order, and making the next batch while this one is in use."""
+"""Which clips go together, and in which order."""
 
-import queue
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
-from ser.progress import cores
+__all__ = ["bucketed", "shuffled"]
 
-__all__ = ["bucketed", "map_ahead", "prefetch", "shuffled", "timed"]
+SIMILAR = 0.95  # of the longest clip's length, the least that shares a batch with it
+ALIKE = 8  # batches whose clips are sorted by length together
 
 
 def shuffled(
@@ -75,80 +70,3 @@ def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-SIMILAR = 0.95  # of the longest clip's length, the least that shares a batch with it
-ALIKE = 8  # batches whose clips are sorted by length together
-READERS = 4  # threads that read ahead; what they call lets go of Python's lock
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield ``function(item)`` in order, while a few threads work on the items that come next.
-
-    No process is forked, since one that is forked while others run may never wake up.
-    """
-    workers = min(READERS, cores())
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """Yield ``items`` while a thread makes the next ones; an error of the thread is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def give(message: tuple[str, object]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(message, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not give(("item", item)):
-                    return
-            give(("end", None))
-        except BaseException as error:
-            give(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()
-
-
-def timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
-    """Yield (item, seconds that it was waited for)."""
-    iterator = iter(items)
-    while True:
-        asked = time.perf_counter()
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        yield item, time.perf_counter() - asked

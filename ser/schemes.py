@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ser.corpora import Fields
-from ser.corpora import corpus as corpus_named
+from ser.corpora import Fields, corpus_named
 from ser.errors import UserError, nearest
 from ser.splits import PARTS, UNUSED, Split, published, schemes
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ser.layers import Speakers
+from ser.layers import SpeakerStatistics
 from ser.metadata import Clip
 
-__all__ = ["Memory", "SpeakerPool"]
+__all__ = ["EmbeddingMemory", "SpeakerPool"]
 
 FEW = (1, 2, 5, 10, 20, None)  # clips of a speaker that training pretends to have; None for all
 
@@ -42,22 +42,22 @@ class SpeakerPool:
         self.sums: dict[str, tuple[int, Tensor, Tensor]] = {}
         self.whole: dict[str, tuple[float, Tensor, Tensor]] = {}
 
-    def of(self, clips: Sequence[Clip], few: str = "") -> Speakers:
+    def of(self, clips: Sequence[Clip], draw_key: str = "") -> SpeakerStatistics:
         """Return the statistics of each clip's speaker.
 
         Args:
             clips: of a batch.
-            few: in training, what a draw of ``FEW`` clips depends on besides the clip: the model learns to live
-                with few of them.
+            draw_key: in training, what a draw of ``FEW`` clips depends on besides the clip: the model learns to
+                live with few of them. Empty: no draw.
         """
-        rows = [self.statistics(clip, few) for clip in clips]
+        rows = [self.statistics(clip, draw_key) for clip in clips]
         count = torch.tensor([row[0] for row in rows])
-        return Speakers(count, torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows]))
+        return SpeakerStatistics(count, torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows]))
 
-    def statistics(self, clip: Clip, few: str = "") -> tuple[float, Tensor, Tensor]:
+    def statistics(self, clip: Clip, draw_key: str = "") -> tuple[float, Tensor, Tensor]:
         """Return count, mean and standard deviation for one clip's speaker."""
-        draw = random.Random(few + clip.clip)
-        limit = draw.choice(FEW) if few else self.limit
+        draw = random.Random(draw_key + clip.clip)
+        limit = draw.choice(FEW) if draw_key else self.limit
         name, members = key(clip), self.members.get(key(clip), [])
         others = [member for member in members if member.clip != clip.clip]
         if len(others) < len(members) and (limit is None or limit >= len(members)):
@@ -91,7 +91,7 @@ class SpeakerPool:
         return sums
 
 
-class Memory:
+class EmbeddingMemory:
     """The newest embedding of each training clip, for statistics of speakers while the embeddings still change.
 
     Args:
@@ -102,12 +102,12 @@ class Memory:
         self.values: dict[str, Tensor] = {}
         self.pool = SpeakerPool(clips, lambda clip: self.values.get(clip.clip), None)
 
-    def of(self, clips: Sequence[Clip], embeddings: Tensor, few: str) -> Speakers:
+    def of(self, clips: Sequence[Clip], embeddings: Tensor, draw_key: str) -> SpeakerStatistics:
         """Take a batch's embeddings [B, E] in, and return what is known of its speakers, on their device."""
         for clip, value in zip(clips, embeddings.detach().float().cpu(), strict=True):
             self.values[clip.clip] = value
         self.pool.whole.clear()
-        return self.pool.of(clips, few).to(embeddings.device)
+        return self.pool.of(clips, draw_key).to(embeddings.device)
 
 
 def key(clip: Clip) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
-from ser.metadata import Clip, known_sound
+from ser.metadata import Clip, read_sound_hashes
 
 __all__ = [
     "PARTS",
@@ -116,7 +116,7 @@ def read_split(corpus: str, scheme: str) -> Split:
     of: dict[str, str] = {}
     for line, row in read_csv(path, ("clip", column)):
         if row["clip"] in of:
-            raise UserError(f"{path}: line {line}: clip '{row['clip']}' stands twice")
+            raise UserError(f"{path}: line {line}: clip '{row['clip']}' appears twice")
         good = FOLD.fullmatch(row[column]) if column == "fold" else row[column] in (*PARTS, UNUSED)
         if not good:
             expected = "a fold number" if column == "fold" else ", ".join(PARTS)
@@ -195,19 +195,21 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
     if leaking:
         raise UserError(
             f"{where}: speakers in more than one part: {some(leaking)}; "
-            "a figure made with it would not be speaker-independent: mend the split"
+            "a figure made with it would not be speaker-independent: fix the split"
         )
 
 
-def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, mend: str) -> None:
+def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, remedy: str) -> None:
     """Raise a UserError where one recording is in two parts, whatever its names and speakers.
 
     Args:
         parts: clips by part, of any corpora; those whose samples are not known are passed over.
         where: names the split in messages.
-        mend: what to do, for the message.
+        remedy: what to do, for the message.
     """
-    sound = {corpus: known_sound(corpus) for corpus in {clip.corpus for clips in parts.values() for clip in clips}}
+    sound = {
+        corpus: read_sound_hashes(corpus) for corpus in {clip.corpus for clips in parts.values() for clip in clips}
+    }
     first: dict[str, tuple[str, str]] = {}
     found = []
     for part, clips in parts.items():
@@ -219,7 +221,7 @@ def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, mend: str)
     if found:
         raise UserError(
             f"{where}: the same recording in two parts: {some(found, 3)}; a figure made with it would be of what was "
-            f"trained on: {mend}"
+            f"trained on: {remedy}"
         )
 
 

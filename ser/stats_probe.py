@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ser.batches import Batch
 from ser.errors import UserError, nearest
 from ser.interfaces import Solvable
-from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, Speakers
+from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, SpeakerStatistics
 
 __all__ = ["NEVER", "StatsProbe", "logistic_regression"]
 
@@ -86,12 +86,12 @@ class StatsProbe(Solvable):
         self.scaled: tuple[Batch, np.ndarray] | None = None
         self.refit = refit and self.solves
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Normalise statistics [B, L, 2D] to [B, 2LD], or [B, 2D] of a weighted sum; lengths are not looked at."""
         x = self.norm.standardised(inputs, speakers)
         return x.flatten(1) if self.sum is None else self.sum(x)
 
-    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return logits [B, C]."""
         return self.head(self.dropout(embedding))
 

@@ -13,7 +13,7 @@ from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
 from ser.predictions import read_predictions
 from ser.scoring import draws_of, sums_of
-from ser.scorings import times_scored
+from ser.scoring_count import times_scored
 from ser.splits import evaluation_name
 from ser.wording import aligned, estimate, estimate_of, title_of
 
@@ -92,7 +92,9 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
                 group[seed] = folder / "eval" / row["evaluation"]
     tags = {(row["run"], row["evaluation"]): row["tags"] for row in rows}
     found = []
-    for (label, *_), group in sorted(groups.items(), key=lambda each: (each[0][0], str(sorted(each[1].values())[0]))):
+    for (evaluation, *_), group in sorted(
+        groups.items(), key=lambda each: (each[0][0], str(sorted(each[1].values())[0]))
+    ):
         paths = sorted(folder / "predictions.csv" for folder in group.values())
         if len(paths) < 2:
             continue
@@ -104,7 +106,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         about = [(each.clips, each.labels, each.speakers) for each in members]
         if any(other != about[0] for other in about):
             print(
-                f"seeds of {paths[0].parents[2].name} were scored on different clips or speakers of {label}",
+                f"seeds of {paths[0].parents[2].name} were scored on different clips or speakers of {evaluation}",
                 file=sys.stderr,
             )
             continue
@@ -113,9 +115,9 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         each = drawn[:, 0].tolist()
         run = paths[0].parents[2].name
         found.append({
-            "run": run, "evaluation": label, "seeds": len(each),
+            "run": run, "evaluation": evaluation, "seeds": len(each),
             "mean": statistics.mean(each), "sd": statistics.stdev(each), "ci95": stats.interval(drawn[:, 1:].mean(0)),
-            "tags": tags[run, label],
+            "tags": tags[run, evaluation],
         })  # fmt: skip
     return found
 

@@ -6,16 +6,16 @@ import numpy as np
 
 from ser import dist, plots
 from ser.experiment import Experiment, Run
+from ser.initial_weights import start_tags
 from ser.interrupts import Interrupted, stop_requests
-from ser.progress import progress as progress_bar
-from ser.samplers import prefetch, timed
+from ser.progress import progress_bar
+from ser.read_ahead import prefetch, timed
 from ser.scoring import validation_figures
-from ser.solving import solve
-from ser.starting import begun_tags
-from ser.state import State, epoch_values, restore, save
-from ser.steps import Stepper, check_finite
 from ser.tracking import Tracker, read_log
-from ser.workbench import Setup, describe, set_up
+from ser.training_setup import Setup, describe, set_up
+from ser.training_solver import solve
+from ser.training_state import State, epoch_values, restore, save
+from ser.training_step import Stepper, check_finite
 
 __all__ = ["dry_run", "fit"]
 
@@ -44,7 +44,7 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
     state = State(start=setup.start)
     if resume:
         state = restore(run, experiment, setup, stepper.scaler)
-    tags = [*experiment.tags, *begun_tags(state.start)]
+    tags = [*experiment.tags, *start_tags(state.start)]
     title = plots.tagged_title(run.folder.name, tags=tags)
     tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, tags)
     tracker.rewind(state.step, state.epoch)

@@ -13,8 +13,7 @@ from ser import audio, custom
 from ser.corpora import Corpus, Fields, Official
 from ser.errors import UserError, some
 from ser.files import files_in
-from ser.progress import cores
-from ser.progress import progress as progress_bar
+from ser.progress import cores, progress_bar
 
 __all__ = ["Found", "Report", "check", "find_sound", "foreign_clips", "missing_clips", "table"]
 
@@ -142,7 +141,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def sound(self) -> dict[str, str]:
+    def sound_hashes(self) -> dict[str, str]:
         """Clip -> hash of its decoded samples."""
         return {clip: finding.content for clip, finding in self.findings.items() if finding.content}
 

@@ -1,11 +1,11 @@
-"""HuBERT, WavLM and wav2vec 2.0 (XLS-R): transformers' weights and layers, led so that padding changes nothing.
+"""HuBERT, WavLM and wav2vec 2.0 (XLS-R): transformers' weights and layers, run so that padding changes nothing.
 
 What differs from transformers' own way through the same weights, whose results for one clip alone are kept:
 
 - Random masks and dropped layers of pretraining never happen.
 - The strided convolutions run as matrix products on frames, which leaves out every transposition.
-- Group norm of the first convolution (the base models) takes the statistics of each clip's own frames; as it
-  comes, it takes the padding's too, mask or not.
+- Group norm of the first convolution (the base models) takes the statistics of each clip's own frames; transformers
+  includes the padding, with a mask or without.
 - WavLM's attention runs through scaled dot-product attention instead of a path that keeps all weights.
 
 Shapes: B clips, N samples, T frames, D features, C channels; ``lengths`` are long[B].
@@ -26,7 +26,7 @@ from ser.errors import UserError
 from ser.interfaces import Encoder
 from ser.layers import Prompts, arange_like, clip_mask, masked_mean_std, tracing
 from ser.mel import Sound
-from ser.packing import PackedLinear, pack
+from ser.packed_linear import PackedLinear, pack
 
 __all__ = ["FAMILIES", "WaveEncoder"]
 
@@ -55,7 +55,7 @@ class WaveEncoder(Encoder):
         self.front_end = Sound()
         self.normalise = normalise
         self.width = settings.hidden_size
-        self.layers = settings.num_hidden_layers + 1
+        self.state_count = settings.num_hidden_layers + 1
         self.steps = list(zip(settings.conv_kernel, settings.conv_stride, strict=True))
         self.hop = math.prod(settings.conv_stride)  # samples
         if self.hop != SAMPLE_RATE / self.rate:
@@ -96,7 +96,7 @@ class WaveEncoder(Encoder):
         """Yield the outputs of the layers [B, T, D] of sound [B, N]; see ``interfaces.Encoder.run``."""
         assert prompts is None, "prompts have no place among convolved positions"
         model, encoder = self.model, self.model.encoder
-        last = self.layers - 1 if last is None else last
+        last = self.state_count - 1 if last is None else last
         frames = self.frames(lengths)
         x = self.convolve(self.prepared(inputs, lengths), lengths)
         if not tracing():
@@ -112,7 +112,7 @@ class WaveEncoder(Encoder):
         x = encoder.dropout(x)
         attend = Attend(mask, encoder, self.wavlm, self.norm_first)
         for number, layer in enumerate([*encoder.layers[:last], None]):
-            done = number == self.layers - 1
+            done = number == self.state_count - 1
             yield (encoder.layer_norm(x) if done and self.norm_first else x).masked_fill(outside, 0)
             if layer is not None:
                 x = self.through(attend, layer, x)

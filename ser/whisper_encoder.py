@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser.interfaces import Encoder
 from ser.layers import Prompts, clip_mask, tracing
 from ser.mel import WhisperMel
-from ser.packing import pack
+from ser.packed_linear import pack
 
 __all__ = ["WhisperEncoder"]
 
@@ -42,7 +42,7 @@ class WhisperEncoder(Encoder):
         super().__init__()
         self.model = model
         self.width = model.config.d_model
-        self.layers = model.config.encoder_layers + 1
+        self.state_count = model.config.encoder_layers + 1
         self.front_end = WhisperMel(model.config.num_mel_bins)
         self.longest = 2 * model.config.max_source_positions  # frames of the mel
 
@@ -73,7 +73,7 @@ class WhisperEncoder(Encoder):
         self, inputs: Tensor, lengths: Tensor, last: int | None = None, prompts: Prompts | None = None
     ) -> Iterator[Tensor]:
         """Yield the outputs of the layers [B, T, D] of mels [B, T', bands]; see ``interfaces.Encoder.run``."""
-        last = self.layers - 1 if last is None else last
+        last = self.state_count - 1 if last is None else last
         if tracing() or int(lengths.max()) - WhisperMel.SILENCE <= self.longest:  # an exported model takes 30 s
             yield from self.short(inputs, lengths, last, prompts)
             return
@@ -100,7 +100,7 @@ class WhisperEncoder(Encoder):
         keys = mask[:, None, None] if tracing() or not mask.all() else None  # [B, 1, 1, T]
         for number, layer in enumerate([*model.layers[:last], None]):
             state = x if number == 0 else x[:, first:]
-            yield (model.layer_norm(state) if number == self.layers - 1 else state).masked_fill(outside, 0)
+            yield (model.layer_norm(state) if number == self.state_count - 1 else state).masked_fill(outside, 0)
             if layer is not None:
                 if prompts is not None:
                     x = prompts.insert(number, x)

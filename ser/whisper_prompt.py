@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ser.adapting import Adapted
 from ser.errors import UserError, nearest
 from ser.interfaces import Classifier
-from ser.layers import COMBINED, RunningNorm, Speakers, masked_mean_std
+from ser.layers import COMBINED, RunningNorm, SpeakerStatistics, masked_mean_std
 
 __all__ = ["WhisperPrompt"]
 
 
 class WhisperPrompt(Classifier):
-    """Whisper encoder with prompts, mean and standard deviation over time of its layers, MLP.
+    """Whisper encoder with prompts, mean and standard deviation over time of its layers, linear classifier or MLP.
 
     Args:
         labels: the C classes, in the order of the outputs.
@@ -59,13 +59,13 @@ class WhisperPrompt(Classifier):
         inner = [nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout)] if hidden else []
         self.head = nn.Sequential(nn.Dropout(dropout), *inner, nn.Linear(hidden or size, len(self.labels)))
 
-    def embed(self, inputs: Tensor, lengths: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Pool mels [B, T, bands] to mean and standard deviation of the encoder's frames, [B, E]."""
         assert isinstance(self.encoder, Adapted)
         frames = self.encoder.encoder.input_frames(lengths)
         states = self.encoder.states(inputs, lengths) if self.joins else [self.encoder(inputs, lengths)[0]]
         return torch.cat([value for x in states for value in masked_mean_std(x.float(), frames)], 1)
 
-    def classify(self, embedding: Tensor, speakers: Speakers | None = None) -> Tensor:
+    def classify(self, embedding: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Return logits [B, C]."""
         return self.head(self.norm(embedding, speakers))

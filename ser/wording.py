@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ser.environment import short
-from ser.files import PROJECT
 
 __all__ = [
     "TITLES",
     "aligned",
     "commits_text",
-    "corpus_says",
     "estimate",
     "estimate_of",
     "evaluation",
     "gap_text",
-    "licence_of",
     "missing_text",
     "p_text",
     "temperature_of",
@@ -124,19 +121,6 @@ def p_text(p: float | None) -> str:
 def gap_text(gap: dict[str, Any]) -> str:
     """Say how far the best and the worst group of ``subgroups.subgroups`` are apart."""
     return f"{gap['best']} is {estimate(gap['gap'], gap['ci95'])} UAR above {gap['worst']}"
-
-
-def corpus_says(corpus: str, what: str) -> str:
-    """Return what follows ``what``, such as ``Licence:``, in a corpus's README; empty where it says nothing of it."""
-    path = PROJECT / "data" / corpus / "README.md"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.partition(what)[2].strip() for line in lines if what in line), "")
-
-
-def licence_of(corpus: str) -> str:
-    """Return the licence or the terms of a corpus's recordings, as its README states them."""
-    stated = corpus_says(corpus, "Licence:") or corpus_says(corpus, "Terms:")
-    return f"{corpus}: {stated or 'licence not known here; ask who made the recordings'}"
 
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:

@@ -36,8 +36,8 @@ def _no_lazy_modules():
 # What takes longest begins, so that both workers end together; what shares the export of ``delivered`` stays on one.
 LONGEST = (
     "test_exporting", "test_processes", "test_after_training", "test_extraction", "test_training", "test_runs",
-    "test_encoder_runs", "test_encoders", "test_ablating", "test_crashing", "test_packaging", "test_justfile",
-    "test_tracking", "test_starting", "test_plan_runner", "test_downloading", "test_stats_probe", "test_custom",
+    "test_encoder_runs", "test_encoders", "test_ablating", "test_crash_test", "test_packaging", "test_justfile",
+    "test_tracking", "test_initial_weights", "test_plan_runner", "test_downloading", "test_stats_probe", "test_custom",
 )  # fmt: skip
 DELIVERED = (
     "test_exporting",
@@ -156,7 +156,7 @@ def sources(tmp_path_factory) -> dict:
 def delivered(prepared, tmp_path_factory) -> Path:
     """Return a home with a small run that normalises by speaker, scored on validation and exported."""
     from ser import config, exporting, parity, runs
-    from ser.evaluate_run import evaluate
+    from ser.run_evaluation import evaluate
 
     home = tmp_path_factory.mktemp("delivered")
     (home / "data").symlink_to(prepared / "data")

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from ser import metadata, preparing, schemes, splits
-from ser.corpora import corpus as corpus_named
+from ser.corpora import corpus_named
 from ser.rehearsal import FEWEST, clip_names, make_corpus, synthetic_sound
 
 __all__ = ["FEWEST", "clip_names", "make_corpus", "official_split", "prepare_corpus", "synthetic_sound"]

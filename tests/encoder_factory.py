@@ -138,7 +138,7 @@ def assert_invariant(encoder, clips, relative, after=math.nan):
     """See that each clip's states are the same alone and in a batch, and zero behind its end."""
     together = states_of(encoder, clips, after)
     frames = encoder.frames(torch.tensor([len(clip) for clip in clips])).tolist()
-    assert len(together) == encoder.layers
+    assert len(together) == encoder.state_count
     for row, (clip, count) in enumerate(zip(clips, frames, strict=True)):
         for state, alone in zip(together, states_of(encoder, [clip]), strict=True):
             assert alone.shape == (1, count, encoder.width)
@@ -156,7 +156,7 @@ def assert_nothing_above_is_computed(encoder) -> None:
     ]
     clips = noises([5000, 2000])
     full = states_of(encoder, clips)
-    for last in range(encoder.layers):
+    for last in range(encoder.state_count):
         calls.clear()
         states = states_of(encoder, clips, last=last)
         assert calls == list(range(1, last + 1))

@@ -101,7 +101,7 @@ def test_prompts_train_alone_and_reach_the_frames(sources, depth, shape):
 @pytest.mark.parametrize("depth", [1, None])
 def test_prompts_begin_as_what_the_encoder_makes_of_silence(sources, depth):
     adapted = Adapted(sources["whisper"], prompts=4, prompt_depth=depth)
-    adapted.begin()
+    adapted.init_weights()
     states = adapted.encoder.run(*adapted.encoder.front_end(torch.zeros(1, 480_000), torch.tensor([480_000])))
     for own, state in zip(adapted.prompts.values, states, strict=False):
         torch.testing.assert_close(own, state[0, -4:])
@@ -110,7 +110,7 @@ def test_prompts_begin_as_what_the_encoder_makes_of_silence(sources, depth):
 
 def test_more_prompts_than_the_encoder_hears_frames_are_refused(sources):
     with pytest.raises(UserError, match="prompt/count is 9999; the encoder hears 1500 frames at most"):
-        Adapted(sources["whisper"], prompts=9999).begin()
+        Adapted(sources["whisper"], prompts=9999).init_weights()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ser import (
     card,
     comparing,
     config,
-    crossing,
+    cross_corpus,
     distortions,
     ensembles,
     evaluation,
@@ -32,14 +32,14 @@ from ser import (
 )
 from ser.augment import ClipRandom
 from ser.batches import SoundSource, open_source
+from ser.cross_validation import cross_validate
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
 from ser.files import read_json, write_json
-from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.pages import page, table
 from ser.predictions import Predictions
+from ser.run_evaluation import evaluate
 from ser.votes import Votes
 
 SMALL = [
@@ -185,7 +185,7 @@ def test_recorded_noise_is_added_at_its_ratio_and_a_folder_without_is_said(train
     with pytest.raises(UserError, match="holds no sound"):
         robustness.robustness("last", "val", progress=False, noise=str(tmp_path / "nothing"))
     known = read_table("demo")
-    noise = known.sound(known.clips[-1]).parent
+    noise = known.sound_path(known.clips[-1]).parent
     before = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 16_000))).float() / 10
     for snr, distort in distortions.recorded(str(noise))["recorded noise, dB"].items():
         added = distort(before, ClipRandom(0, 0, 1, ["a"]), None) - before
@@ -342,7 +342,7 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
         assert "Confusion" in report.report(name).read_text()
     assert "Folds" in report.report(names[0]).read_text()
     assert comparing.compare(*names)[1]["n_clips"] == metrics["n_clips"]
-    figures = card.figures(runs.trained(pooled["folds"][1]["run"]), [])
+    figures = card.figures(runs.load_trained(pooled["folds"][1]["run"]), [])
     assert f"{pooled['uar']:.3f}" in figures
     assert "pooled-folds" in figures
 
@@ -363,7 +363,7 @@ def test_figures_of_other_weights_or_of_an_earlier_version_are_made_again(traine
 
 def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, monkeypatch):
     run = train("ravdess_ecapa")
-    folder, rows = crossing.matrix(progress=False)
+    folder, rows = cross_corpus.matrix(progress=False)
     assert {(row["corpus"], row["adapted"]) for row in rows} >= {("crema_d", False), ("crema_d", True), ("demo", True)}
     adapted = [row for row in rows if row["adapted"]]
     assert all("transductive" in row["tags"] for row in adapted)
@@ -371,14 +371,14 @@ def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, m
     assert all(row["strict_uar"] <= row["uar"] for row in rows)
     assert (folder / "matrix.csv").is_file()
     assert (folder / "matrix.png").is_file()
-    assert run.folder.name in crossing.table(folder, rows)
+    assert run.folder.name in cross_corpus.table(folder, rows)
     scorings = (run.folder / "scorings.jsonl").read_text()
-    assert crossing.matrix(progress=False)[1] == rows
+    assert cross_corpus.matrix(progress=False)[1] == rows
     assert (run.folder / "scorings.jsonl").read_text() == scorings  # nothing was scored again
     path = run.folder / "eval/demo-none-all/metrics.json"
     assert read_json(path)["clips_sha256"] == evaluation.clips_hash(read_table("demo").clips)
     write_json(path, read_json(path) | {"clips_sha256": "of other labels", "uar": 0.0})
-    assert crossing.matrix(progress=False)[1] == rows
+    assert cross_corpus.matrix(progress=False)[1] == rows
     assert "a corpus is missing" in one_error_line(command("cross_corpus.py", "last", home=trained_home))
     heard = {"angry": "happy", "happy": "angry", "neutral": ""}  # by what was meant; all else as it was meant
     labels = label_set("crema_d")
@@ -387,23 +387,23 @@ def test_every_run_meets_every_other_corpus_as_it_is_and_adapted(trained_home, m
         return tuple(4 * (each == heard.get(label, label)) + 1 for each in labels)
 
     votes = {clip.clip: Votes(votes_for(clip.emotion), (1,) * 6) for clip in read_table("crema_d").clips}
-    for room in (protocol, crossing):
-        monkeypatch.setattr(room, "stored_votes", lambda corpus: votes if corpus == "crema_d" else {})
-    folder, metrics = crossing.cross("last", "crema_d", progress=False, label_source="voice")
+    for module in (protocol, cross_corpus):
+        monkeypatch.setattr(module, "stored_votes", lambda corpus: votes if corpus == "crema_d" else {})
+    folder, metrics = cross_corpus.cross("last", "crema_d", progress=False, label_source="voice")
     assert (folder.name, metrics["label_source"], metrics["raters"]) == ("crema_d-none-all-voice", "voice", None)
     told = {row["clip"]: row["label"] for row in csv.DictReader((folder / "predictions.csv").open())}
     meant = {clip.clip: clip.emotion for clip in read_table("crema_d").clips if clip.emotion != "neutral"}
     assert told == {clip: heard.get(label, label) for clip, label in meant.items()}
     with pytest.raises(UserError, match="only CREMA-D has"):
-        crossing.cross("last", "demo", progress=False, label_source="voice")
+        cross_corpus.cross("last", "demo", progress=False, label_source="voice")
 
 
 def test_a_matrix_without_runs_and_a_model_without_statistics_are_said(trained_home):
     with pytest.raises(UserError, match="no run that another prepared corpus"):
-        crossing.matrix(progress=False)
+        cross_corpus.matrix(progress=False)
     run = train("ravdess_ecapa", "ecapa/normalisation = 'clip'")
     with pytest.raises(UserError, match="no statistics of a corpus to adapt"):
-        crossing.cross(str(run.folder), "crema_d", adapt=True, progress=False)
+        cross_corpus.cross(str(run.folder), "crema_d", adapt=True, progress=False)
 
 
 # The report
@@ -413,7 +413,7 @@ def test_a_matrix_without_runs_and_a_model_without_statistics_are_said(trained_h
 def reported(trained_home):
     run = train("ravdess_ecapa")
     evaluate("last", "val", progress=False)
-    crossing.cross("last", "crema_d", progress=False)
+    cross_corpus.cross("last", "crema_d", progress=False)
     return run, report.report("last")
 
 

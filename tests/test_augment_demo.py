@@ -7,7 +7,7 @@ from ser import audio
 from ser.augment_demo import augment_demo
 from ser.config import BINDABLE
 
-EVERY = {name for room, names in BINDABLE.items() if room.startswith("augment_") for name in names}
+EVERY = {name for module, names in BINDABLE.items() if module.startswith("augment_") for name in names}
 
 
 def test_every_operation_is_there_and_each_changes_the_sound(home):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from ser import card, config, runs, wording
+from ser import card, config, corpora, runs
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def test_it_says_protocol_figures_limits_and_how_to_cite(text, delivered, monkey
 
 def test_licences_of_the_corpora_are_those_of_their_readmes():
     for corpus in ("ravdess", "crema_d", "emodb"):
-        said = wording.corpus_says(corpus, "Licence:") or wording.corpus_says(corpus, "Terms:")
+        said = corpora.readme_entry(corpus, "Licence:") or corpora.readme_entry(corpus, "Terms:")
         assert said
         assert said in (PROJECT / f"data/{corpus}/README.md").read_text()
-        assert said in wording.licence_of(corpus)
-    assert "NC-SA" in wording.corpus_says("ravdess", "Licence:")
-    assert wording.licence_of("custom") == "custom: licence not known here; ask who made the recordings"
+        assert said in corpora.licence(corpus)
+    assert "NC-SA" in corpora.readme_entry("ravdess", "Licence:")
+    assert corpora.licence("custom") == "custom: licence not known here; ask who made the recordings"
 
 
 def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivered, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivere
     (tmp_path / "data").symlink_to(delivered / "data")
     run = Path(shutil.copytree(delivered / "outputs/small", tmp_path / "outputs/small"))
     monkeypatch.setenv("SER_HOME", str(tmp_path))
-    model = runs.trained("small")
+    model = runs.load_trained("small")
     measured = {"kind": "white", "value": 20.0, "uar": 0.5, "uar_low": 0.4, "uar_high": 0.6, "same_answers": 0.75}
     for state, shown in ((model.checkpoint["state"], True), ({"epoch": 99, "step": 1}, False)):
         facts = {"checkpoint": {name: state[name] for name in ("epoch", "step")}, "rows": [measured]}
@@ -70,7 +70,7 @@ def test_it_says_what_the_weights_have_heard(trained_home):
     def told(experiment: str, *overrides: str) -> str:
         built, run = runs.create(config.load(experiment, [*small, *overrides]))
         assert runs.train(built, run, progress=False) == 0
-        text = card.model_card(runs.trained(run.folder.name), {"formats": {}, "left_out": {}}, 7)
+        text = card.model_card(runs.load_trained(run.folder.name), {"formats": {}, "left_out": {}}, 7)
         return text.partition("## What may have heard the test before")[2].partition("##")[0]
 
     both = ["train/keep = 'last'", "train/with_validation = True"]
@@ -87,7 +87,9 @@ def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
 
     built, run = runs.create(config.load("ravdess_stats_probe", ["track/wandb = 'off'", "stats/strengths = [0.01]"]))
     assert runs.train(built, run, progress=False) == 0
-    text = card.model_card(runs.trained(run.folder.name), {"formats": {}, "left_out": {"model.onnx": "no reason"}}, 7)
+    text = card.model_card(
+        runs.load_trained(run.folder.name), {"formats": {}, "left_out": {"model.onnx": "no reason"}}, 7
+    )
     assert 'license: "cc-by-nc-sa-4.0"' in text
     assert "forbids commercial use" in text
     assert "openai/whisper-tiny.en, revision main" in text

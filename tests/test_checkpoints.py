@@ -148,7 +148,7 @@ def test_weights_are_told_apart_also_at_the_same_step():
     one, other = ({"model": {"w": torch.full((2,), value)}, "state": state} for value in (1.0, 1.5))
     assert checkpoints.is_of(checkpoints.identity(one), one)
     assert not checkpoints.is_of(checkpoints.identity(one), other)
-    assert checkpoints.is_of(state, one)  # what an earlier ser wrote down
+    assert checkpoints.is_of(state, one)  # what an earlier version of ser wrote down
     for foreign in (None, [], {}, {"epoch": 3}, state | {"step": 31}, state | {"crc32": 1}):
         assert not checkpoints.is_of(foreign, one)
 

@@ -14,7 +14,7 @@ from ser.errors import UserError
 from ser.features import Features
 from ser.mel import LogMel, Sound
 from ser.stats_probe import logistic_regression
-from ser.workbench import set_up
+from ser.training_setup import set_up
 
 COPIES = "encoder/copies = ['speed 0.9', 'gain 6']"
 QUICK = ["track/wandb = 'off'", "stats/strengths = [0.01]"]

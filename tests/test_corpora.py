@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from ser import corpora, demo
-from ser.corpora import CORPORA, corpus, demographics
+from ser.corpora import CORPORA, corpus_named, demographics
 from ser.errors import UserError
 from ser.labels import EMOTIONS, LABEL_SETS
 
@@ -17,7 +17,7 @@ FACTS = {  # clips, speakers, male speakers, clips by class: as published
 
 def official(name: str) -> list[dict[str, str]]:
     """Return what the grammar tells of each official clip."""
-    parsed = [corpus(name).parse(clip) for clip in corpus(name).official()]
+    parsed = [corpus_named(name).parse(clip) for clip in corpus_named(name).official()]
     assert None not in parsed
     return parsed
 
@@ -40,9 +40,9 @@ def test_the_demo_corpus_is_balanced_and_lists_what_its_generator_makes():
     assert {clip["sex"] for clip in fields} == {"female", "male"}
 
 
-@pytest.mark.parametrize("name", [name for name in CORPORA if corpus(name).official()])
+@pytest.mark.parametrize("name", [name for name in CORPORA if corpus_named(name).official()])
 def test_a_name_of_the_official_list_reads_as_itself_and_its_class_is_of_the_corpus(name):
-    entry = corpus(name)
+    entry = corpus_named(name)
     assert all(entry.parse(clip)["clip"] == clip for clip in entry.official())
     assert {clip["emotion"] for clip in official(name)} == set(LABEL_SETS[name])
     assert not [clip for clip in entry.official() if entry.left_out(clip)]
@@ -50,26 +50,26 @@ def test_a_name_of_the_official_list_reads_as_itself_and_its_class_is_of_the_cor
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_clips_known_to_be_odd_are_official_ones(name):
-    assert set(corpus(name).known_odd) <= set(corpus(name).official())
+    assert set(corpus_named(name).known_odd) <= set(corpus_named(name).official())
 
 
 def test_odd_clips_that_are_known_are_flagged():
-    assert "silence" in corpus("crema_d").known_odd["1076_MTI_SAD_XX"]
+    assert "silence" in corpus_named("crema_d").known_odd["1076_MTI_SAD_XX"]
     for clip in ("1006_TIE_HAP_XX", "1006_TIE_NEU_XX", "1013_WSI_DIS_XX", "1017_IWW_FEA_XX"):
-        assert "identical" in corpus("crema_d").known_odd[clip]
+        assert "identical" in corpus_named("crema_d").known_odd[clip]
     for clip in ("03-01-03-01-02-01-07", "03-01-03-01-02-02-07"):
-        assert "identical" in corpus("ravdess").known_odd[clip]
-    assert sum("stereo" in why for why in corpus("ravdess").known_odd.values()) == 5
+        assert "identical" in corpus_named("ravdess").known_odd[clip]
+    assert sum("stereo" in why for why in corpus_named("ravdess").known_odd.values()) == 5
 
 
 def test_every_official_crema_d_file_has_a_checksum_and_a_size():
-    for entry in corpus("crema_d").official().values():
+    for entry in corpus_named("crema_d").official().values():
         assert len(bytes.fromhex(entry.sha256)) == 32
         assert entry.size > 44
 
 
 def test_a_crema_d_name_is_read():
-    fields = corpus("crema_d").parse("1002_IEO_ANG_HI")
+    fields = corpus_named("crema_d").parse("1002_IEO_ANG_HI")
     assert fields == {
         "clip": "1002_IEO_ANG_HI", "speaker": "1002", "sex": "female", "emotion": "angry", "intensity": "high",
         "statement": "IEO", "repetition": "1",
@@ -80,13 +80,13 @@ def test_a_crema_d_name_is_read():
     ("code", "intensity"), [("LO", "low"), ("MD", "medium"), ("HI", "high"), ("XX", "unspecified")]
 )
 def test_crema_d_intensities(code, intensity):
-    assert corpus("crema_d").parse(f"1001_IEO_SAD_{code}")["intensity"] == intensity
+    assert corpus_named("crema_d").parse(f"1001_IEO_SAD_{code}")["intensity"] == intensity
 
 
 def test_the_older_name_of_a_crema_d_clip_is_the_official_clip():
-    fields = corpus("crema_d").parse("1040_ITH_SAD_X")
+    fields = corpus_named("crema_d").parse("1040_ITH_SAD_X")
     assert fields["clip"] == "1040_ITH_SAD_XX"
-    assert fields["clip"] in corpus("crema_d").official()
+    assert fields["clip"] in corpus_named("crema_d").official()
     assert fields["intensity"] == "unspecified"
 
 
@@ -102,12 +102,12 @@ def test_the_older_name_of_a_crema_d_clip_is_the_official_clip():
     ],
 )
 def test_a_name_that_is_not_of_the_corpus_is_not_read(name, wrong):
-    assert [clip for clip in wrong if corpus(name).parse(clip) is not None] == []
-    assert [clip for clip in wrong if corpus(name).left_out(clip) is not None] == []
+    assert [clip for clip in wrong if corpus_named(name).parse(clip) is not None] == []
+    assert [clip for clip in wrong if corpus_named(name).left_out(clip) is not None] == []
 
 
 def test_a_ravdess_name_is_read():
-    assert corpus("ravdess").parse("03-01-06-02-01-02-12") == {
+    assert corpus_named("ravdess").parse("03-01-06-02-01-02-12") == {
         "clip": "03-01-06-02-01-02-12", "speaker": "12", "sex": "female", "emotion": "fearful", "intensity": "strong",
         "statement": "01", "repetition": "02",
     }  # fmt: skip
@@ -115,8 +115,8 @@ def test_a_ravdess_name_is_read():
 
 @pytest.mark.parametrize("name", ["03-01-06-02-01-02-²²", "03-01-06-02-01-02-١٢"])
 def test_digits_of_other_scripts_are_no_ravdess_name(name):
-    assert corpus("ravdess").parse(name) is None
-    assert corpus("ravdess").left_out(name) is None
+    assert corpus_named("ravdess").parse(name) is None
+    assert corpus_named("ravdess").left_out(name) is None
 
 
 def test_ravdess_actors_with_odd_numbers_are_male():
@@ -125,15 +125,15 @@ def test_ravdess_actors_with_odd_numbers_are_male():
 
 
 def test_ravdess_emotions_by_number():
-    numbers = {f"{n:02d}": corpus("ravdess").parse(f"03-01-{n:02d}-01-01-01-01")["emotion"] for n in range(1, 9)}
+    numbers = {f"{n:02d}": corpus_named("ravdess").parse(f"03-01-{n:02d}-01-01-01-01")["emotion"] for n in range(1, 9)}
     assert list(numbers.values()) == [
         "neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised",
     ]  # fmt: skip
 
 
 def test_ravdess_neutral_has_no_strong_intensity():
-    assert corpus("ravdess").parse("03-01-01-01-01-01-01") is not None
-    assert corpus("ravdess").parse("03-01-01-02-01-01-01") is None
+    assert corpus_named("ravdess").parse("03-01-01-01-01-01-01") is not None
+    assert corpus_named("ravdess").parse("03-01-01-02-01-01-01") is None
     intensities = {(clip["emotion"], clip["intensity"]) for clip in official("ravdess")}
     assert len(intensities) == 15
     assert ("neutral", "strong") not in intensities
@@ -150,13 +150,13 @@ def test_ravdess_neutral_has_no_strong_intensity():
     ],
 )
 def test_ravdess_song_and_video_are_recognised_and_are_not_speech_clips(name, kind):
-    assert corpus("ravdess").left_out(name) == kind
-    assert corpus("ravdess").parse(name) is None
+    assert corpus_named("ravdess").left_out(name) == kind
+    assert corpus_named("ravdess").parse(name) is None
 
 
 def test_an_unknown_corpus_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'crema_d'"):
-        corpus("cremad")
+        corpus_named("cremad")
 
 
 HEADER = '"ActorID","Age","Sex","Race","Ethnicity"\n'

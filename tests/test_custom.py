@@ -14,12 +14,12 @@ from corpus_factory import synthetic_sound
 from encoder_factory import instead
 
 from ser import audio, cli, config, runs, verify, wording
-from ser.corpora import corpus, emodb_left_out, parse_emodb
-from ser.crossing import cross
+from ser.corpora import corpus_named, emodb_left_out, parse_emodb
+from ser.cross_corpus import cross
 from ser.custom import read_clips
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
 from ser.files import read_json
+from ser.run_evaluation import evaluate
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
@@ -101,7 +101,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path, run_here):
         ("path,emotion\na.wav,happy\n../b.wav,sad\n", "line 3: path '../b.wav'; expected one below"),
         ("path,emotion\n/etc/a.wav,happy\n", "expected one below the folder"),
         ("path,emotion\n,happy\n", "line 2: path ''"),
-        ("path,emotion\na.wav,happy\na.wav,sad\n", "line 3: clip 'a' stands twice"),
+        ("path,emotion\na.wav,happy\na.wav,sad\n", "line 3: clip 'a' appears twice"),
         (
             "path,emotion\na/b_1.wav,happy\na_b/1.wav,sad\n",
             "line 3: 'a_b/1.wav' and 'a/b_1.wav' (line 2) have one name",
@@ -195,10 +195,10 @@ def test_emodb_without_an_official_list_counts_its_clips(home, tmp_path, run_her
         for letter in "WLEAFTN":
             text = "a01" if letter in "WET" else "b02"
             audio.write(raw / f"{speaker}{text}{letter}a.wav", synthetic_sound(speaker + letter, "sad", 0.5))
-    report = verify.check(corpus("emodb"), raw, progress=False)
+    report = verify.check(corpus_named("emodb"), raw, progress=False)
     assert report.found.left_out == {"boredom": 5}
     assert any("30 clips, expected 454" in error for error in report.errors)
-    assert "30 clips, expected 454" in " ".join(verify.check(corpus("emodb"), raw, True, progress=False).notes)
+    assert "30 clips, expected 454" in " ".join(verify.check(corpus_named("emodb"), raw, True, progress=False).notes)
     assert "424 of 454 clips are missing" in one_error_line(run_here("build_csv.py", "emodb", "--raw", raw))
     assert run_here("build_csv.py", "emodb", "--raw", raw, "--allow-missing").returncode == 0
     assert run_here("make_split.py", "emodb").returncode == 0
@@ -234,7 +234,7 @@ def test_bad_and_odd_sound_of_a_table_is_found_like_that_of_any_corpus(home, tmp
     names = [*bad, *odd, "good", "deep"]
     table = tmp_path / "table.csv"
     table.write_text("path,emotion,speaker\n" + "".join(f"{name}.wav,happy,s{name}\n" for name in names))
-    report = verify.check(corpus("custom"), table, progress=False)
+    report = verify.check(corpus_named("custom"), table, progress=False)
     assert len(report.errors) == len(bad)
     for name, says in bad.items():
         assert any(f"{name}.wav" in error and says in error and "\n" not in error for error in report.errors), name

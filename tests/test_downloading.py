@@ -24,11 +24,11 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT, command, command_on_a_full_disk, one_error_line
 
-from ser import downloading, fetching, unpacking
+from ser import archives, downloading, fetching
+from ser.archives import unpack
 from ser.downloading import Source, download
 from ser.errors import UserError
 from ser.fetching import Item, Outcome, fetch
-from ser.unpacking import unpack
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 72862\n"
 
@@ -438,7 +438,7 @@ def test_a_link_or_device_is_refused(tmp_path, kind):
 
 def test_an_archive_that_is_too_large_or_repeats_itself_is_refused(tmp_path, monkeypatch):
     archive, folder = placed(tmp_path, zipped({"a.wav": bytes(6000), "b.wav": bytes(6000)}))
-    monkeypatch.setattr(unpacking, "LARGEST", 11_999)
+    monkeypatch.setattr(archives, "LARGEST", 11_999)
     with pytest.raises(UserError, match="12000 bytes when unpacked"):
         unpack(archive, folder, progress=False)
     archive.write_bytes(zipped({"a.wav": b"1", "./a.wav": b"2"}))

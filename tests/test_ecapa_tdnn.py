@@ -132,7 +132,7 @@ def test_it_begins_with_a_speaker_model(home, where):
     start = {"file": str(path), "folder": str(folder), "name": "someone/speakers"}[where]
     model = EcapaTdnn(LABELS, bands=20, channels=32, embedding=16, attention_channels=8, start=start)
     assert not torch.equal(model.ecapa.state_dict()["fc.conv.weight"], donor.ecapa.state_dict()["fc.conv.weight"])
-    model.begin()  # only a fresh run looks for it
+    model.init_weights()  # only a fresh run looks for it
     for name, value in donor.ecapa.state_dict().items():
         assert torch.equal(model.ecapa.state_dict()[name], value)
 
@@ -144,8 +144,8 @@ def test_a_speaker_model_of_other_sizes_damaged_or_absent_is_one_line(home, monk
     messages = {"not the weights of such a network": str(path), "neither at hand nor": "no/such"}
     for says, start in messages.items():
         with pytest.raises(UserError, match=says) as caught:
-            small(start=start).begin()
+            small(start=start).init_weights()
         assert "\n" not in str(caught.value)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="not the weights of such a network"):
-        small(start=str(path)).begin()
+        small(start=str(path)).init_weights()

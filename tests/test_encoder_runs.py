@@ -7,14 +7,14 @@ import torch
 from conftest import StopAfter, command, one_error_line
 
 from ser import checkpoints, config, runs, training
-from ser.crossing import cross
+from ser.cross_corpus import cross
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
 from ser.extraction import extract
 from ser.files import read_csv
 from ser.metadata import read_table
+from ser.run_evaluation import evaluate
 from ser.training import dry_run
-from ser.workbench import set_up
+from ser.training_setup import set_up
 
 PROMPT = "ravdess_whisper_prompt_tiny"
 QUICK = ["track/wandb = 'off'", "train/epochs = 2", "train/batch_size = 32", "train/precision = 'float32'"]
@@ -73,10 +73,10 @@ def test_by_speaker_figures_are_tagged_and_one_clip_alone_is_answered(encoded, t
     embeddings = checkpoints.load(run.last)["embeddings"]
     assert len(embeddings) == len(start(PROMPT)[0].protocol.part("train"))
     content = checkpoints.load(run.best)
-    content["model"]["norm.steps"].zero_()  # as an earlier ser left it, which normalised by speaker elsewhere
+    content["model"]["norm.steps"].zero_()  # of an earlier version, which normalised by speaker elsewhere
     checkpoints.save(run.best, content)
     line = one_error_line(command("eval_model.py", run.folder, "--part", "val", home=trained_home))
-    assert f"{run.best}: was trained by an earlier ser" in line
+    assert f"{run.best}: was trained by an earlier version of ser" in line
 
 
 def test_other_weights_of_the_encoder_are_refused(encoded, trained_home):

@@ -411,7 +411,7 @@ def test_statistics_are_mean_and_deviation_of_each_state_over_each_clip(folders,
     encoder = made(name)
     clips = noises(CLIPS)
     values, frames = features(folders[name])(*padded(clips))
-    assert values.shape == (len(clips), encoder.layers, 2 * encoder.width)
+    assert values.shape == (len(clips), encoder.state_count, 2 * encoder.width)
     assert values.dtype == torch.float32
     for row, clip in enumerate(clips):
         with torch.no_grad():
@@ -436,7 +436,7 @@ def test_frames_are_the_chosen_states(folders, name, layers):
         assert front_end.kind == "frames"
         assert_near(values, states[layers[0]], 1e-4)
     else:
-        chosen = range(encoder.layers) if layers is None else layers
+        chosen = range(encoder.state_count) if layers is None else layers
         assert front_end.kind == "layers"
         assert_near(values, torch.stack([states[layer] for layer in chosen], 1), 1e-4)
     for row, count in enumerate(frames.tolist()):

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one line on stderr, exit status 2."""
+"""Mistakes that a user can fix: one line on stderr, exit status 2."""
 
 import os
 import subprocess
@@ -52,12 +52,12 @@ def test_some_names_a_few_and_counts_the_rest(count, limit, text):
         (None, None, ""),
         (0, 0, ""),
         (3, 3, ""),
-        (UserError("data/x.csv: line 3: mend it"), 2, "error: data/x.csv: line 3: mend it\n"),
+        (UserError("data/x.csv: line 3: fix it"), 2, "error: data/x.csv: line 3: fix it\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (
             PermissionError(13, "Permission denied", "/x"),
             2,
-            "error: /x: Permission denied; let yourself read (or write) it\n",
+            "error: /x: Permission denied; give yourself permission to read (or write) it\n",
         ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),

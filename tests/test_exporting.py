@@ -15,10 +15,10 @@ from torch import nn
 
 from ser import exporting, parity, runs
 from ser.adapting import Adapted
-from ser.artefact import MOST_SAMPLES
 from ser.ecapa_tdnn import EcapaTdnn
 from ser.encoders import EncoderFeatures
 from ser.errors import UserError
+from ser.export_index import MOST_SAMPLES
 from ser.hubert_attn import HubertAttn
 from ser.mel import LogMel
 from ser.pipeline import Pipeline
@@ -158,7 +158,7 @@ def test_low_rank_updates_are_merged_and_unused_layers_left_out(encoded, trained
     quick = ["track/wandb = 'off'", "train/epochs = 1", "encoder/layers = [1, 2]", "train/precision = 'float32'"]
     built, run = runs.create(config.load("ravdess_whisper_attn_lora_tiny", quick))
     assert runs.train(built, run, progress=False) == 0
-    model = runs.trained(run.folder.name)
+    model = runs.load_trained(run.folder.name)
     before = model.experiment.model.eval()
     batch = torch.randn(2, 300, 80), torch.tensor([300, 200])
     with torch.no_grad():

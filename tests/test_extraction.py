@@ -22,7 +22,7 @@ from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
 
 from ser import audio, config, encoders
 from ser.batches import open_source
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.encoders import EncoderFeatures, Pretrained
 from ser.errors import UserError
 from ser.extraction import extract
@@ -81,7 +81,7 @@ def original(tmp_path_factory) -> tuple[Path, Table]:
     """Return a home with eight clips of one RAVDESS actor and their log-mel features, and the table of them."""
     folder = tmp_path_factory.mktemp("extraction")
     raw = make_corpus(folder, "ravdess", ["01"], per_class=1, seconds=0.2)
-    clips, missing = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, missing = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     table = Table("ravdess", raw, tuple(clips), missing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SER_HOME", str(folder))
@@ -129,7 +129,7 @@ def test_the_stored_features_are_log_mel_of_the_clip(table, store):
     reader = FeatureStore("ravdess", log_mel())
     front_end = LogMel(80)
     for clip in table.clips:
-        sound = torch.from_numpy(audio.read(table.sound(clip)))
+        sound = torch.from_numpy(audio.read(table.sound_path(clip)))
         expected, frames = front_end(sound[None], torch.tensor([len(sound)]))
         stored = reader.read(clip)
         assert stored.dtype == torch.float16
@@ -141,7 +141,7 @@ def test_the_stored_features_are_log_mel_of_the_clip(table, store):
 def test_single_precision_is_kept_when_asked_for(table):
     extract(table, log_mel(dtype="float32"), progress=False)
     clip = table.clips[0]
-    sound = torch.from_numpy(audio.read(table.sound(clip)))
+    sound = torch.from_numpy(audio.read(table.sound_path(clip)))
     expected, _ = LogMel(80)(sound[None], torch.tensor([len(sound)]))
     stored = FeatureStore("ravdess", log_mel(dtype="float32")).read(clip)
     assert stored.dtype == torch.float32
@@ -152,7 +152,7 @@ def test_any_rate_and_any_container_are_extracted(home):
     raw = home / "raw"
     audio.write(raw / "03-01-01-01-01-01-01.flac", synthetic_sound("a", "sad", 1.0))
     audio.write(raw / "03-01-02-01-01-01-01.wav", np.repeat(synthetic_sound("a", "sad", 1.0), 3), 48000)
-    clips, _ = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, _ = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     extract(Table("ravdess", raw, tuple(clips), 0), log_mel(), progress=False)
     reader = FeatureStore("ravdess", log_mel())
     assert reader.length(clips[0]) == reader.length(clips[1]) == reader.read(clips[1]).shape[0]
@@ -169,7 +169,7 @@ def uneven(home, monkeypatch) -> Table:
     for number, seconds in enumerate(LENGTHS, start=1):
         name = f"03-01-0{number}-01-01-01-01"
         audio.write(raw / f"{name}.wav", synthetic_sound(name, "sad", 1.2)[: round(seconds * 16_000)])
-    clips, missing = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, missing = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     return Table("ravdess", raw, tuple(clips), missing)
 
 
@@ -195,7 +195,7 @@ def test_what_is_kept_of_an_encoder_is_that_of_each_clip_alone(uneven, encoder, 
     extract(uneven, features, progress=False)
     reader = FeatureStore("ravdess", features)
     for clip in uneven.clips:
-        states = states_of(encoder, torch.from_numpy(audio.read(uneven.sound(clip))))
+        states = states_of(encoder, torch.from_numpy(audio.read(uneven.sound_path(clip))))
         chosen = states if layers is None else [states[layer] for layer in layers]
         if keep == "statistics":
             values = [state.double().numpy() for state in chosen]
@@ -402,11 +402,11 @@ def test_a_damaged_index_gives_one_line_that_names_it(table, store):
 def test_sound_that_has_changed_since_is_heard_again(table, store):
     before = content(store)
     longer, same_size = table.clips[1], table.clips[4]
-    audio.write(table.sound(longer), synthetic_sound("other", "angry", 0.4))
-    old = audio.read(table.sound(same_size))
-    size = table.sound(same_size).stat().st_size
-    audio.write(table.sound(same_size), old[::-1].copy())
-    assert table.sound(same_size).stat().st_size == size
+    audio.write(table.sound_path(longer), synthetic_sound("other", "angry", 0.4))
+    old = audio.read(table.sound_path(same_size))
+    size = table.sound_path(same_size).stat().st_size
+    audio.write(table.sound_path(same_size), old[::-1].copy())
+    assert table.sound_path(same_size).stat().st_size == size
     assert extract(table, log_mel(), progress=False)["kept"] == 6
     after = content(store)
     changed = {name for name in after if name.endswith(".npy") and after[name] != before[name]}
@@ -454,7 +454,7 @@ def test_journals_of_more_processes_do_not_outlive_what_one_process_makes_again(
     lines = interrupt(store)
     (store / "journal-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
     clip = table.clips[3]
-    audio.write(table.sound(clip), synthetic_sound("other", "angry", 0.3))
+    audio.write(table.sound_path(clip), synthetic_sound("other", "angry", 0.3))
     assert extract(table, log_mel(), progress=False) == {"made": 0, "remade": 1, "kept": 7}
     after = content(store)
     assert extract(table, log_mel(), progress=False) == {"made": 0, "remade": 0, "kept": 8}
@@ -472,7 +472,7 @@ def test_a_store_made_otherwise_is_refused_and_left_alone(table, store, other):
 
 
 def test_unreadable_sound_gives_one_line_and_the_rest_goes_on_once_it_is_mended(table, home):
-    path = table.sound(table.clips[5])
+    path = table.sound_path(table.clips[5])
     good = path.read_bytes()
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError) as caught:
@@ -501,11 +501,11 @@ def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, mo
         (folder / f"{shortest.clip}.pt").unlink()
     else:
         shutil.rmtree(folder)
-        sound, date = uneven.sound(shortest).read_bytes(), uneven.sound(shortest).stat().st_mtime_ns
-        uneven.sound(shortest).write_bytes(b"not sound")
-        assert str(uneven.sound(shortest)) in one_line(lambda: extract(uneven, encoded(source), progress=False))
-        uneven.sound(shortest).write_bytes(sound)
-        os.utime(uneven.sound(shortest), ns=(date, date))
+        sound, date = uneven.sound_path(shortest).read_bytes(), uneven.sound_path(shortest).stat().st_mtime_ns
+        uneven.sound_path(shortest).write_bytes(b"not sound")
+        assert str(uneven.sound_path(shortest)) in one_line(lambda: extract(uneven, encoded(source), progress=False))
+        uneven.sound_path(shortest).write_bytes(sound)
+        os.utime(uneven.sound_path(shortest), ns=(date, date))
         assert list(folder.glob("*.pt"))
     old = (source / "model.safetensors").read_bytes()
     shutil.copy(others / "model.safetensors", source)
@@ -521,7 +521,7 @@ def test_other_weights_under_the_same_name_are_refused(uneven, encoder, home, mo
 def test_sound_that_was_replaced_is_noticed_before_its_old_features_are_used(table):
     features = log_mel()
     extract(table, features, progress=False)
-    first, second = (table.sound(clip) for clip in table.clips[:2])
+    first, second = (table.sound_path(clip) for clip in table.clips[:2])
     os.utime(first, ns=(1, 1))  # as a copy of the recordings would be
     open_source(features, table)
     old = first.read_bytes()

@@ -18,7 +18,7 @@ from corpus_factory import make_corpus
 
 from ser import config
 from ser.batches import SoundSource, open_source
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.encoders import EncoderFeatures, Pretrained
 from ser.errors import UserError
 from ser.extraction import extract
@@ -79,7 +79,7 @@ def original(tmp_path_factory) -> tuple[Path, Table]:
     """Return a home with eight clips of one RAVDESS actor and stores of them, and the table."""
     folder = tmp_path_factory.mktemp("features")
     raw = make_corpus(folder, "ravdess", ["01"], per_class=1, seconds=0.2)
-    clips, missing = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, missing = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     table = Table("ravdess", raw, tuple(clips), missing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SER_HOME", str(folder))

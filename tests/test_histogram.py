@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ser import config, histogram
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.errors import UserError
 from ser.labels import label_set
 from ser.losses import class_weights
@@ -20,7 +20,7 @@ def table_of(*clips: tuple[str, str, str], corpus_name: str = "demo") -> Table:
     """Return a table of clips of (speaker, emotion, part)."""
     rows = []
     for number, (speaker, emotion, part) in enumerate(clips):
-        fields = corpus(corpus_name).parse(f"{speaker}_{emotion}_t1_r1")
+        fields = corpus_named(corpus_name).parse(f"{speaker}_{emotion}_t1_r1")
         rows.append(
             Clip(
                 path=f"{number}.wav", split=part, corpus=corpus_name, age="", race="", ethnicity="", seconds=1.0,

@@ -9,7 +9,7 @@ from ser.adapting import Adapted
 from ser.errors import UserError
 from ser.hubert_attn import HubertAttn, recurrent
 from ser.interfaces import Classifier
-from ser.layers import Speakers
+from ser.layers import SpeakerStatistics
 from ser.optim import kept
 
 LABELS = ("angry", "happy", "sad")
@@ -64,11 +64,11 @@ def test_stored_frames_of_a_clip_have_the_same_answer_alone_and_in_any_batch(
     model = stored(layers, normalisation=normalisation, lstm_layers=lstm_layers, attention=attention)
     clips = frames_of((50, 3, 1, 49, 20), layers)
     shape = (5, *model.embedding_norm.mean.shape)
-    speakers = Speakers(torch.ones(5), torch.randn(shape), torch.rand(shape) + 0.5)
+    speakers = SpeakerStatistics(torch.ones(5), torch.randn(shape), torch.rand(shape) + 0.5)
     x, lengths = batch_of(clips, after=7.0)
     together = model(x, lengths, speakers)
     for row, clip in enumerate(clips):
-        own = Speakers(*(value[row : row + 1] for value in (speakers.count, speakers.mean, speakers.std)))
+        own = SpeakerStatistics(*(value[row : row + 1] for value in (speakers.count, speakers.mean, speakers.std)))
         torch.testing.assert_close(together[row], model(*batch_of([clip]), own)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -183,7 +183,7 @@ def test_pooled_statistics_are_normalised_by_speaker(sources, family):
     )
     inputs = hear(model.eval(), noises([8000, 9000]))
     embedding = model.embed(*inputs)
-    known = Speakers(torch.full((2,), 1e9), embedding, torch.ones_like(embedding))
+    known = SpeakerStatistics(torch.full((2,), 1e9), embedding, torch.ones_like(embedding))
     torch.testing.assert_close(model(*inputs, known), model.head.bias.expand(2, -1), rtol=1e-4, atol=1e-4)
     assert (model(*inputs) - model.head.bias).abs().max() > 0.01
 

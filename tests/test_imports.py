@@ -1,4 +1,4 @@
-"""The house keeps its order: rooms import only rooms above them, gin enters by one door, nothing heavy too early."""
+"""Modules import only modules above them, gin enters by one door, nothing heavy is imported too early."""
 
 import ast
 import inspect
@@ -15,13 +15,13 @@ from ser import config
 from ser.files import PROJECT
 
 (FLOORS,) = [block for block in ser.__doc__.split("\n\n") if block.startswith("ground ")]
-ROOMS = re.findall(r"\w+", re.sub(r"^\w+ ", "", FLOORS, flags=re.MULTILINE))
+MODULES = re.findall(r"\w+", re.sub(r"^\w+ ", "", FLOORS, flags=re.MULTILINE))
 
 
-def imported(room: str) -> set[str]:
-    """Return the names of the modules that a room imports anywhere in its file, rooms without ``ser.``."""
+def imported(module: str) -> set[str]:
+    """Return the names of the modules that a module imports anywhere in its file, modules without ``ser.``."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((PROJECT / "ser" / f"{room}.py").read_text())):
+    for node in ast.walk(ast.parse((PROJECT / "ser" / f"{module}.py").read_text())):
         if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module == "ser"):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -31,18 +31,18 @@ def imported(room: str) -> set[str]:
 
 def test_the_list_of_rooms_is_complete():
     files = {path.stem for path in (PROJECT / "ser").glob("*.py")} - {"__init__"}
-    assert files == set(ROOMS)
-    assert len(ROOMS) == len(set(ROOMS))
+    assert files == set(MODULES)
+    assert len(MODULES) == len(set(MODULES))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_rooms_above_it(room):
-    below = set(ROOMS[ROOMS.index(room) :])
-    assert not imported(room) & below
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_rooms_above_it(module):
+    below = set(MODULES[MODULES.index(module) :])
+    assert not imported(module) & below
 
 
 def used_elsewhere() -> Iterator[tuple[str, str, str]]:
-    """Yield file, room and name of what a file of ours takes from a room."""
+    """Yield file, module and name of what a file of ours takes from a module."""
     for path in [*(PROJECT / "ser").glob("*.py"), *(PROJECT / "tools").glob("*.py")]:
         nodes = list(ast.walk(ast.parse(path.read_text())))
         whole = {}
@@ -50,14 +50,14 @@ def used_elsewhere() -> Iterator[tuple[str, str, str]]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ser."):
                 yield from ((path.name, node.module.removeprefix("ser."), alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module == "ser":
-                whole |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in ROOMS}
+                whole |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in MODULES}
         for node in nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
                 yield path.name, whole[node.value.id], node.attr
 
 
-def test_what_another_room_uses_is_public():
-    public = {room: set(getattr(import_module(f"ser.{room}"), "__all__", ())) for room in ROOMS}
+def test_what_another_module_uses_is_public():
+    public = {module: set(getattr(import_module(f"ser.{module}"), "__all__", ())) for module in MODULES}
     assert not {use for use in used_elsewhere() if public[use[1]] and use[2] not in public[use[1]] | {"__all__"}}
 
 
@@ -79,21 +79,21 @@ def undocumented(name: str, node: ast.AST) -> list[str]:
     return own + [label for part in public for label in undocumented(f"{name}.{part.name}", part)]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_names_say_what_they_refuse(room):
-    public = set(getattr(import_module(f"ser.{room}"), "__all__", ()))
-    tree = ast.parse((PROJECT / "ser" / f"{room}.py").read_text())
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_say_what_they_refuse(module):
+    public = set(getattr(import_module(f"ser.{module}"), "__all__", ()))
+    tree = ast.parse((PROJECT / "ser" / f"{module}.py").read_text())
     named = {getattr(node, "name", ""): node for node in tree.body}
     assert not [label for name in sorted(public & named.keys()) for label in undocumented(name, named[name])]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_files_stay_small(room):
-    assert len((PROJECT / "ser" / f"{room}.py").read_text().splitlines()) <= 450
+@pytest.mark.parametrize("module", MODULES)
+def test_files_stay_small(module):
+    assert len((PROJECT / "ser" / f"{module}.py").read_text().splitlines()) <= 450
 
 
 def test_only_config_imports_gin():
-    assert [room for room in ROOMS if any(name.split(".")[0] == "gin" for name in imported(room))] == ["config"]
+    assert [module for module in MODULES if any(name.split(".")[0] == "gin" for name in imported(module))] == ["config"]
 
 
 def test_there_is_no_package_file_in_the_gin_folder():  # P26: it would shadow the library
@@ -101,7 +101,7 @@ def test_there_is_no_package_file_in_the_gin_folder():  # P26: it would shadow t
 
 
 def test_registered_names_are_unique_and_take_no_keyword_rest():  # P1, P19
-    config.register_rooms()
+    config.register_modules()
     short = config.short_names()
     assert len(short) == len(set(short))
     for name, public in config.registered.items():
@@ -109,14 +109,14 @@ def test_registered_names_are_unique_and_take_no_keyword_rest():  # P1, P19
         assert inspect.Parameter.VAR_KEYWORD not in kinds, name
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_names_exist_and_are_documented(room):
-    module = import_module(f"ser.{room}")
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_exist_and_are_documented(module):
+    module = import_module(f"ser.{module}")
     assert module.__doc__
     for name in getattr(module, "__all__", []):
         public = getattr(module, name)
         if inspect.isclass(public) or inspect.isfunction(public):
-            assert public.__doc__, f"{room}.{name}"
+            assert public.__doc__, f"{module}.{name}"
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_imports_cost_nothing_that_is_not_used(code, absent):
     assert done.stdout.strip() == "[]"
 
 
-def parsed(room: str) -> ast.Module:
-    return ast.parse((PROJECT / "ser" / f"{room}.py").read_text())
+def parsed(module: str) -> ast.Module:
+    return ast.parse((PROJECT / "ser" / f"{module}.py").read_text())
 
 
 def test_wandb_is_met_in_tracking_alone_and_asked_for_nothing_that_sends_files():
     texts = {path.stem: path.read_text() for folder in ("ser", "tools") for path in (PROJECT / folder).glob("*.py")}
     imports = {
-        (room, ast.unparse(node))
-        for room, text in texts.items()
+        (module, ast.unparse(node))
+        for module, text in texts.items()
         if "wandb" in text
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -157,10 +157,10 @@ def test_wandb_is_met_in_tracking_alone_and_asked_for_nothing_that_sends_files()
     assert asked["wandb"] == {"init", "Settings", "Image"}
     assert asked["run"] == {"define_metric", "dir", "finish", "log"}
     sending = r"\.(?:Audio|Artifact|log_artifact|link_artifact|log_code|log_model)\b"
-    assert not [room for room, text in texts.items() if re.search(sending, text)]
+    assert not [module for module, text in texts.items() if re.search(sending, text)]
 
 
-IN_PARTS = {  # the rooms and functions that open a file to write it other than by ser/files.py, and why they may
+IN_PARTS = {  # the modules and functions that open a file to write it other than by ser/files.py, and why they may
     ("benchmarks", "data_phase"): "a table in a folder that goes with the benchmark",
     ("exporting", "onnx"): "in a folder that gets its name once it is whole",
     ("exporting", "pt2"): "in a folder that gets its name once it is whole",
@@ -177,7 +177,7 @@ METHODS = ("savefig", "tofile")  # whose first argument is the file or its path
 
 
 def calls_by_function(tree: ast.AST, function: str = "", handed: frozenset = frozenset()) -> Iterator[tuple]:
-    """Yield each call, the function of a room that it stands in, and what inner functions are handed there."""
+    """Yield each call, the function of a module that it stands in, and what inner functions are handed there."""
     for node in ast.iter_child_nodes(tree):
         outer, known = function, handed
         if isinstance(node, ast.FunctionDef | ast.Lambda):
@@ -227,9 +227,9 @@ def written_in_parts(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "files"])
-def test_files_are_written_whole(room):
-    assert written_in_parts(parsed(room)) == {function for owner, function in IN_PARTS if owner == room}
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "files"])
+def test_files_are_written_whole(module):
+    assert written_in_parts(parsed(module)) == {function for owner, function in IN_PARTS if owner == module}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from conftest import PROJECT
 
 import ser
 from ser import audio, exporting, inference, runs
-from ser.artefact import INDEX, checksum
 from ser.errors import UserError
+from ser.export_index import INDEX
+from ser.files import sha256_of
 from ser.inference import Item, Prediction
 from ser.loading import load
 from ser.metadata import read_table
@@ -40,7 +41,7 @@ def clips(delivered, monkeypatch) -> list:
     """Return sound files of the built-in corpus, of several speakers and lengths."""
     monkeypatch.setenv("SER_HOME", str(delivered))
     table = read_table("demo")
-    return [table.sound(clip) for clip in table.clips[:40]]
+    return [table.sound_path(clip) for clip in table.clips[:40]]
 
 
 def probabilities(prediction: Prediction) -> np.ndarray:
@@ -48,7 +49,7 @@ def probabilities(prediction: Prediction) -> np.ndarray:
 
 
 def test_a_file_and_its_samples_get_the_answer_of_the_run(model, clips):
-    pipeline = exporting.pipeline_of(runs.trained("small"))
+    pipeline = exporting.pipeline_of(runs.load_trained("small"))
     sound = audio.read(clips[0])
     with torch.no_grad():
         wanted = pipeline(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))[0].numpy()
@@ -118,10 +119,10 @@ def test_windows_out_of_range_are_refused(model, clips, window, hop):
 def test_speakers_who_are_known_are_normalised_as_in_evaluation(model, delivered):
     """All clips of a part, enrolled, give the predictions of ``just eval``."""
     (folder,) = (delivered / "outputs/small/eval").iterdir()
-    wanted = read_predictions(folder / "predictions.csv").tempered(runs.trained("small").temperature)
+    wanted = read_predictions(folder / "predictions.csv").tempered(runs.load_trained("small").temperature)
     table = read_table("demo")
     clips = {clip.clip: clip for clip in table.clips}
-    items = [Item(table.sound(clips[name]), name, clips[name].speaker) for name in wanted.clips]
+    items = [Item(table.sound_path(clips[name]), name, clips[name].speaker) for name in wanted.clips]
     for speaker in {item.speaker for item in items}:
         own = [item for item in items if item.speaker == speaker]
         assert model.enrol(speaker, own) == len(own)
@@ -175,7 +176,7 @@ def resigned(export, content: bytes) -> None:
     """Put other bytes in the place of the model, and into the index that they belong there."""
     (export / "model.ts").write_bytes(content)
     index = json.loads((export / INDEX).read_text())
-    index["files"]["model.ts"] = {"sha256": checksum(export / "model.ts"), "bytes": len(content)}
+    index["files"]["model.ts"] = {"sha256": sha256_of(export / "model.ts"), "bytes": len(content)}
     (export / INDEX).write_text(json.dumps(index))
 
 
@@ -218,7 +219,7 @@ def test_an_index_that_is_none_is_refused(export, content):
 
 
 def test_a_version_can_be_pinned(export):
-    pin = checksum(export / INDEX)
+    pin = sha256_of(export / INDEX)
     assert load(export, sha256=pin).sha256 == pin
     with pytest.raises(UserError, match=r"expected 0{64}: another version"):
         load(export, sha256="0" * 64)

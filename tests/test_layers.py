@@ -17,7 +17,7 @@ from ser.layers import (
     LayerSum,
     Prompts,
     RunningNorm,
-    Speakers,
+    SpeakerStatistics,
     attended_mean_std,
     clip_mask,
     masked_mean_std,
@@ -65,7 +65,7 @@ def test_masked_mean_std_is_that_of_each_clip_alone(after):
 
 
 def test_masked_std_of_a_constant_clip_is_the_smallest():
-    std = masked_mean_std(torch.full((1, 6, 2), 7.0), torch.tensor([6]), smallest=0.25)[1]
+    std = masked_mean_std(torch.full((1, 6, 2), 7.0), torch.tensor([6]), std_floor=0.25)[1]
     assert std.tolist() == [[0.25, 0.25]]
 
 
@@ -149,11 +149,11 @@ def fitted(size: int | tuple[int, ...], prior: float = 1.0) -> InputNorm:
     return norm
 
 
-def some_speakers(clips: int, *size: int) -> Speakers:
+def some_speakers(clips: int, *size: int) -> SpeakerStatistics:
     """Return random statistics of the speakers of some clips."""
     generator = torch.Generator().manual_seed(6)
     count = torch.tensor([1.0, 2.0, 7.0, 40.0, 1000.0])[:clips]
-    return Speakers(
+    return SpeakerStatistics(
         count, torch.randn(clips, *size, generator=generator), torch.rand(clips, *size, generator=generator)
     )
 
@@ -182,14 +182,14 @@ def test_statistics_are_normalised_by_speaker_like_frames():
     flat = fitted(12)
     flat.mean.copy_(norm.mean.flatten())
     flat.std.copy_(norm.std.flatten())
-    as_frames = Speakers(speakers.count, speakers.mean.flatten(1), speakers.std.flatten(1))
+    as_frames = SpeakerStatistics(speakers.count, speakers.mean.flatten(1), speakers.std.flatten(1))
     expected = flat.standardised(x.flatten(1)[:, None], as_frames)[:, 0]
     torch.testing.assert_close(norm.standardised(x, speakers).flatten(1), expected)
 
 
 def test_a_speaker_of_many_clips_is_standardised_by_their_own_statistics():
     frames = torch.randn(4000, 4, generator=torch.Generator().manual_seed(8)) * 3 + 7
-    speakers = Speakers(torch.tensor([1e9]), frames.mean(0)[None], frames.std(0, unbiased=False)[None])
+    speakers = SpeakerStatistics(torch.tensor([1e9]), frames.mean(0)[None], frames.std(0, unbiased=False)[None])
     out = fitted(4)(frames[None], torch.tensor([4000]), speakers)[0]
     torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(out.std(0, unbiased=False), torch.ones(4), atol=1e-4, rtol=0)
@@ -197,7 +197,7 @@ def test_a_speaker_of_many_clips_is_standardised_by_their_own_statistics():
 
 def test_a_speaker_of_whom_nothing_is_known_is_standardised_like_the_corpus():
     norm, (_, batch) = fitted(4), clips_of(LENGTHS, 4, after=0.0)
-    nothing = Speakers(torch.zeros(5), torch.full((5, 4), 100.0), torch.full((5, 4), 50.0))
+    nothing = SpeakerStatistics(torch.zeros(5), torch.full((5, 4), 100.0), torch.full((5, 4), 50.0))
     torch.testing.assert_close(norm.standardised(batch, nothing), norm.standardised(batch))
 
 
@@ -225,14 +225,14 @@ def test_a_clip_is_normalised_by_its_speaker_alone_as_in_any_batch():
     norm, speakers, (clips, batch) = fitted(4), some_speakers(5, 4), clips_of(LENGTHS, 4, after=math.nan)
     together = norm(batch, LENGTHS, speakers)
     for row, clip in enumerate(clips):
-        own = Speakers(speakers.count[row, None], speakers.mean[row, None], speakers.std[row, None])
+        own = SpeakerStatistics(speakers.count[row, None], speakers.mean[row, None], speakers.std[row, None])
         torch.testing.assert_close(norm(clip[None], LENGTHS[row, None], own)[0], together[row, : len(clip)])
 
 
 def test_a_feature_that_never_varies_stays_finite():
     norm = InputNorm(2, "speaker", prior=0.0)
     norm.fit([torch.zeros(3, 2)])
-    constant = Speakers(torch.tensor([3.0]), torch.full((1, 2), 5.0), torch.zeros(1, 2))
+    constant = SpeakerStatistics(torch.tensor([3.0]), torch.full((1, 2), 5.0), torch.zeros(1, 2))
     assert (norm.standardised(torch.full((1, 4, 2), 5.0), constant) == 0).all()
 
 
@@ -440,7 +440,7 @@ def test_a_running_norm_by_speaker_draws_towards_what_runs_along():
     norm = RunningNorm(3, "speaker", prior=2.0).eval()
     norm.mean.fill_(1.0)
     x = torch.randn(2, 3)
-    known = Speakers(torch.tensor([0.0, 2.0]), torch.full((2, 3), 5.0), torch.ones(2, 3))
+    known = SpeakerStatistics(torch.tensor([0.0, 2.0]), torch.full((2, 3), 5.0), torch.ones(2, 3))
     out = norm(x, known)
     torch.testing.assert_close(out[0], x[0] - 1)
     torch.testing.assert_close(out[1], (x[1] - 3) / (0.5 * (1 + 0.5 * 16) + 0.5) ** 0.5)

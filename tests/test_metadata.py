@@ -49,7 +49,7 @@ def test_what_is_written_is_read_again_sorted_by_clip(written, home):
     table = read_table("ravdess")
     assert table.clips == (SECOND, FIRST)
     assert (table.corpus, table.raw, table.missing) == ("ravdess", home / "raw", 1438)
-    assert table.sound(FIRST) == home / "raw/Actor_01/03-01-05-01-01-01-01.wav"
+    assert table.sound_path(FIRST) == home / "raw/Actor_01/03-01-05-01-01-01-01.wav"
 
 
 def test_the_columns_are_the_published_ones_with_lf_endings(written, home):
@@ -136,7 +136,7 @@ def test_a_length_that_no_sound_has_is_refused(written, seconds):
 
 def test_a_clip_twice_is_refused(written):
     written.write_text(written.read_text() + written.read_text().splitlines()[1] + "\n")
-    assert f"{written}: line 4: clip '{SECOND.clip}' stands twice" in refusal()
+    assert f"{written}: line 4: clip '{SECOND.clip}' appears twice" in refusal()
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "folder/clip"])

@@ -35,18 +35,18 @@ def dist(tmp_path_factory) -> Path:
 def test_wheel_and_source_archive_are_whole(dist):
     (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     assert wheel.name == f"ser_toolkit-{ser.__version__}-py3-none-any.whl"
-    rooms = {f"ser/{path.name}" for path in (PROJECT / "ser").iterdir() if path.suffix in (".py", ".typed")}
+    modules = {f"ser/{path.name}" for path in (PROJECT / "ser").iterdir() if path.suffix in (".py", ".typed")}
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
         (metadata,) = [file.read(name).decode() for name in names if name.endswith("/METADATA")]
-    assert {name for name in names if name.startswith("ser/")} == rooms
-    assert "ser/py.typed" in rooms
+    assert {name for name in names if name.startswith("ser/")} == modules
+    assert "ser/py.typed" in modules
     assert [name for name in names if name.endswith("/licenses/LICENSE")]
     for line in ("Name: ser-toolkit", "License: MIT", "Classifier: Typing :: Typed", "Provides-Extra: s3"):
         assert line in metadata.splitlines()
     with tarfile.open(archive) as file:
         inside = {name.partition("/")[2] for name in file.getnames()}
-    assert rooms <= inside
+    assert modules <= inside
 
 
 def test_installed_into_an_empty_environment_it_predicts(dist, delivered, tmp_path):

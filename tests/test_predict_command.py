@@ -15,7 +15,7 @@ from conftest import one_error_line
 
 from ser import audio, cli
 from ser.metadata import read_table
-from ser.responses import FORMATS
+from ser.prediction_formats import FORMATS
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def sound(delivered, monkeypatch, tmp_path) -> list[Path]:
     paths = []
     for number, clip in enumerate(table.clips[:3]):
         paths.append(tmp_path / "sound" / f"{number}.wav")
-        paths[-1].write_bytes(table.sound(clip).read_bytes())
+        paths[-1].write_bytes(table.sound_path(clip).read_bytes())
     return paths
 
 

@@ -9,7 +9,7 @@ import soundfile
 from corpus_factory import clip_names, make_corpus, official_split, prepare_corpus, synthetic_sound
 
 from ser import audio
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.errors import UserError
 from ser.metadata import read_table, write_table
 from ser.preparing import clips_of
@@ -18,7 +18,7 @@ from ser.preparing import clips_of
 def refusal(name: str, raw, **options) -> str:
     """Return the one line with which ``clips_of`` refuses."""
     with pytest.raises(UserError) as caught:
-        clips_of(corpus(name), raw, **options)
+        clips_of(corpus_named(name), raw, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -28,14 +28,14 @@ def test_every_file_becomes_a_row_that_reads_back(home, name):
     raw = prepare_corpus(home, name, per_class=1, seconds=0.2)
     table = read_table(name, check_files=True)
     assert [clip.clip for clip in table.clips] == sorted(clip_names(name, per_class=1))
-    assert table.missing == len(corpus(name).official()) - len(table.clips)
+    assert table.missing == len(corpus_named(name).official()) - len(table.clips)
     assert table.raw == raw
     split = official_split(name, "holdout")
     for clip in table.clips:
-        fields = corpus(name).parse(clip.clip)
+        fields = corpus_named(name).parse(clip.clip)
         assert {key: getattr(clip, key) for key in fields} == fields
         assert clip.split == split.of[clip.clip]
-        info = soundfile.info(table.sound(clip))
+        info = soundfile.info(table.sound_path(clip))
         assert (clip.sample_rate, clip.channels) == (info.samplerate, info.channels)
         assert clip.seconds == pytest.approx(info.frames / info.samplerate, abs=1e-4)
     assert Counter(clip.emotion for clip in table.clips) == dict.fromkeys(
@@ -56,16 +56,16 @@ def test_rate_channels_and_length_are_those_of_the_file(tmp_path):
     sound = synthetic_sound("any", "sad", 0.5)
     stereo = np.stack([sound, sound], axis=1)
     soundfile.write(tmp_path / "03-01-02-01-01-02-01.wav", stereo, 48000, subtype="PCM_24")
-    (clip,), missing = clips_of(corpus("ravdess"), tmp_path, allow_missing=True)
+    (clip,), missing = clips_of(corpus_named("ravdess"), tmp_path, allow_missing=True)
     assert (clip.sample_rate, clip.channels, clip.seconds) == (48000, 2, len(sound) / 48000)
     assert missing == 1439
 
 
 def test_paths_are_relative_to_the_raw_folder_however_deep(tmp_path):
     raw = make_corpus(tmp_path, "ravdess", ["07"], per_class=1)
-    clips, _ = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, _ = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     assert {clip.path for clip in clips} == {f"Actor_07/{clip.clip}.wav" for clip in clips}
-    clips, _ = clips_of(corpus("ravdess"), tmp_path, allow_missing=True)
+    clips, _ = clips_of(corpus_named("ravdess"), tmp_path, allow_missing=True)
     assert {clip.path for clip in clips} == {f"raw/ravdess/Actor_07/{clip.clip}.wav" for clip in clips}
 
 
@@ -77,14 +77,14 @@ def test_crema_d_demographics_are_joined_by_speaker(tmp_path, place):
         '1002,21,"Female","African American","Hispanic"\n'
         '1003,30,"Female","Asian","Hispanic"\n'
     )
-    clips, _ = clips_of(corpus("crema_d"), raw, allow_missing=True)
+    clips, _ = clips_of(corpus_named("crema_d"), raw, allow_missing=True)
     told = {(clip.speaker, clip.sex, clip.age, clip.race, clip.ethnicity) for clip in clips}
     assert told == {("1001", "male", "", "", ""), ("1002", "female", "21", "african american", "hispanic")}
 
 
 def test_the_older_name_of_a_clip_gets_the_official_one_and_its_own_path(home):
     audio.write(home / "raw/1040_ITH_SAD_X.wav", synthetic_sound("any", "sad"))
-    clips, missing = clips_of(corpus("crema_d"), home / "raw", allow_missing=True)
+    clips, missing = clips_of(corpus_named("crema_d"), home / "raw", allow_missing=True)
     assert [(clip.clip, clip.path, clip.speaker) for clip in clips] == [
         ("1040_ITH_SAD_XX", "1040_ITH_SAD_X.wav", "1040")
     ]
@@ -95,10 +95,10 @@ def test_the_older_name_of_a_clip_gets_the_official_one_and_its_own_path(home):
 def test_missing_clips_are_refused_unless_allowed(tmp_path):
     raw = make_corpus(tmp_path, "demo", ["s01"], per_class=1)
     message = refusal("demo", raw)
-    official = len(corpus("demo").official())
+    official = len(corpus_named("demo").official())
     assert f"{raw}: {official - 6} of {official} clips are missing: " in message
     assert "just allow_missing=1 metadata demo" in message
-    clips, missing = clips_of(corpus("demo"), raw, allow_missing=True)
+    clips, missing = clips_of(corpus_named("demo"), raw, allow_missing=True)
     assert (len(clips), missing) == (6, official - 6)
 
 
@@ -106,7 +106,7 @@ def test_song_and_video_make_no_rows(tmp_path):
     raw = make_corpus(tmp_path, "ravdess", ["01"], per_class=1)
     audio.write(raw / "03-02-05-01-01-01-01.wav", synthetic_sound("any", "sad"))
     (raw / "01-01-05-01-01-01-01.mp4").write_bytes(b"video")
-    clips, _ = clips_of(corpus("ravdess"), raw, allow_missing=True)
+    clips, _ = clips_of(corpus_named("ravdess"), raw, allow_missing=True)
     assert len(clips) == 8
 
 

@@ -40,8 +40,8 @@ train/epochs = 3
 STEPS = """
 import json, sys, torch
 from ser import config, dist
-from ser.steps import Stepper
-from ser.workbench import set_up
+from ser.training_step import Stepper
+from ser.training_setup import set_up
 
 with dist.process_group():
     experiment = config.build(config.load(sys.argv[1], sys.argv[2:]))

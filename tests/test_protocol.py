@@ -203,28 +203,28 @@ def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_ho
     assert other.corpus == "ravdess"
     raws = {corpus: protocol.tables[corpus].raw for corpus in ("crema_d", "ravdess")}
 
-    def remember_sound(corpus: str, sound: dict[str, str]) -> None:
-        metadata.remember_sound(corpus, raws[corpus], sound)
+    def store_sound_hashes(corpus: str, sound: dict[str, str]) -> None:
+        metadata.store_sound_hashes(corpus, raws[corpus], sound)
 
     known = {clip.clip: f"{number:032x}" for number, clip in enumerate(protocol.table.clips)}
-    remember_sound("crema_d", known)
+    store_sound_hashes("crema_d", known)
     Protocol("crema_d", "tfds").part("test")
-    remember_sound("crema_d", known | {heard.clip: known[scored.clip]})
+    store_sound_hashes("crema_d", known | {heard.clip: known[scored.clip]})
     with pytest.raises(UserError, match=f"same recording in two parts: {heard.clip} .train. and {scored.clip} .test"):
         Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "tfds", drop=[heard.clip]).part("test")
-    remember_sound("crema_d", known)
-    metadata.remember_sound("crema_d", home, known | {heard.clip: known[scored.clip]})  # of recordings elsewhere
+    store_sound_hashes("crema_d", known)
+    metadata.store_sound_hashes("crema_d", home, known | {heard.clip: known[scored.clip]})  # of recordings elsewhere
     Protocol("crema_d", "tfds").part("test")
     path = home / "data/crema_d/sound.json"
     for foreign in ("[]", json.dumps({str(raws["crema_d"]): {heard.clip: []}}), "{"):
         path.write_text(foreign)
         with pytest.raises(UserError, match=r"sound\.json: "):
             Protocol("crema_d", "tfds").part("test")
-        remember_sound("crema_d", known)  # as verify does
+        store_sound_hashes("crema_d", known)  # as verify does
         Protocol("crema_d", "tfds").part("test")
     Protocol("crema_d", "emobox1").part("test")  # known to share its speakers, and tagged
-    remember_sound("crema_d", known)
-    remember_sound("ravdess", {other.clip: known[scored.clip]})
+    store_sound_hashes("crema_d", known)
+    store_sound_hashes("ravdess", {other.clip: known[scored.clip]})
     with pytest.raises(UserError, match=f"{other.clip} .train. and {scored.clip} .test"):
         Protocol("crema_d", "tfds", extra=["ravdess"]).part("test")

@@ -16,8 +16,9 @@ import pytest
 from conftest import PROJECT, command, one_error_line
 
 from ser import exporting, publishing
-from ser.artefact import INDEX, checksum
 from ser.errors import UserError
+from ser.export_index import INDEX
+from ser.files import sha256_of
 from ser.loading import load
 
 SECRET = "wJalrXUtnFEMI-not-a-real-secret"
@@ -85,16 +86,16 @@ def changed(export: Path) -> Path:
 def test_what_is_published_to_s3_is_read_back_and_answers(export, bucket):
     url = f"{bucket}/models/small"
     said = publishing.publish(export, url)
-    version = checksum(export / INDEX)[: publishing.VERSION]
+    version = sha256_of(export / INDEX)[: publishing.VERSION]
     names = {f"models/small/{version}/{path.name}" for path in export.iterdir()}
     assert set(objects(bucket)) == names | {"models/small/export.json"}
-    assert said[-1].endswith(checksum(export / INDEX))
+    assert said[-1].endswith(sha256_of(export / INDEX))
     import numpy as np
 
     sound = np.random.default_rng(0).normal(size=16_000).astype(np.float32) / 10
     here = load(export).predict(sound)
     assert load(url).predict(sound) == here
-    assert load(url, variant="int8", sha256=checksum(export / INDEX)).predict(sound).label
+    assert load(url, variant="int8", sha256=sha256_of(export / INDEX)).predict(sound).label
     assert not [line for line in said if SECRET in line or "AKID" in line]
 
 
@@ -262,7 +263,7 @@ def test_the_hub_gets_one_commit_with_the_card_as_its_readme(export, hub):
     folder = hub.head("me/small")
     assert {path.name for path in folder.iterdir()} == {"README.md"} | {path.name for path in export.iterdir()}
     assert (folder / "README.md").read_text().startswith("---\nlicense:")
-    first = checksum(export / INDEX)
+    first = sha256_of(export / INDEX)
     assert load("hf://me/small").sha256 == first
     changed(export)
     index = json.loads((export / INDEX).read_text())
@@ -325,7 +326,7 @@ def test_an_address_with_credentials_or_without_a_scheme_is_refused(export, tmp_
 
 
 def test_a_pinned_version_in_a_damaged_cache_is_fetched_again(export, tmp_path):
-    url, pin = f"file://{tmp_path}/shelf", checksum(export / INDEX)
+    url, pin = f"file://{tmp_path}/shelf", sha256_of(export / INDEX)
     publishing.publish(export, url)
     load(url, sha256=pin)
     for name in (INDEX, "model.ts"):

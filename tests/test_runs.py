@@ -14,15 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser import calibration, checkpoints, config, evaluation, folds, launching, runs, schemes, scorings, splits, summary
+from ser import (
+    calibration,
+    checkpoints,
+    config,
+    cross_validation,
+    evaluation,
+    launching,
+    runs,
+    schemes,
+    scoring_count,
+    splits,
+    summary,
+)
 from ser.batches import ClipReader
-from ser.crossing import cross
+from ser.cross_corpus import cross
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
 from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.predictions import Predictions, pool, read_predictions
+from ser.run_evaluation import evaluate
 from ser.scoring import score
 from ser.tracking import read_log
 
@@ -257,7 +269,7 @@ def test_a_finished_run_is_not_taken_for_one_of_other_clips(run, prepared):
 
 
 def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys):
-    done = folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    done = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     folder, metrics = done
     assert len(metrics["folds"]) == 5
     assert metrics["fold"] is None
@@ -277,7 +289,7 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     assert (row["evaluation"], row["seeds"]) == ("demo-kfold5-test", 2)
     said = capsys.readouterr().err
     assert said.strip() == f"left out: {other.name}-backup: a copy of {other.name}, no further seed"
-    again = folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    again = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     assert capsys.readouterr().out.count("already trained") == 5
     assert again[1]["uar"] == metrics["uar"]
     assert again[1]["test_scorings"] == 1
@@ -314,12 +326,12 @@ def test_a_fold_that_fails_is_named_and_no_other_begins(trained_home, tmp_path, 
     assert begun[:2] == [("split/fold = 1", 0), ("split/fold = 2", 1)]
     assert len(begun) < 40
     with pytest.raises(UserError, match="expected 1 or more"):
-        folds.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], jobs=0)
+        cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], jobs=0)
 
 
 def test_cross_validation_needs_folds(trained_home):
     with pytest.raises(UserError, match="has no folds"):
-        folds.cross_validate("demo_ecapa", SMALL, progress=False)
+        cross_validation.cross_validate("demo_ecapa", SMALL, progress=False)
 
 
 def test_a_run_on_two_corpora_is_tagged_and_never_scored_on_either_as_another(trained_home):
@@ -369,7 +381,7 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     assert printed.count(run.folder.name) == 3
     assert summary.scorings_text(rows) == ["ravdess emobox6, test: 1 run (a fold is a run), scored 1 time in all"]
     assert summary.scorings_text(rows)[0] in path.with_suffix(".md").read_text()
-    scorings.count_scoring(run.folder, "ravdess-emobox6-test", "-robustness")
+    scoring_count.count_scoring(run.folder, "ravdess-emobox6-test", "-robustness")
     assert "scored 2 times in all" in summary.scorings_text(rows)[0]
     by_part = {(row["corpus"], row["part"]): row for row in read}
     metrics = read_json(run.folder / "eval/ravdess-emobox6-test/metrics.json")

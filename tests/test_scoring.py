@@ -54,7 +54,7 @@ def test_figures_of_classes_are_scikit_learns(seed):
 
 
 def test_a_draw_gives_what_the_drawn_clips_give():
-    """A speaker that is drawn twice counts as if each of its clips were there twice."""
+    """A speaker that is drawn twice counts as if each of its clips appeared twice."""
     predictions = made_up(120, 8)
     drawn = stats.draws(8, 5)[1:]
     together = sums_of(predictions).figures(drawn)
@@ -204,7 +204,7 @@ def test_probabilities_that_are_none_are_refused(tmp_path, value):
 def test_a_clip_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("clip,speaker,label,predicted,p_sad\na,s,sad,sad,1\na,s,sad,sad,1\n")
-    with pytest.raises(UserError, match="clip 'a' is there twice"):
+    with pytest.raises(UserError, match="clip 'a' appears twice"):
         read_predictions(path)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ser.metadata import Clip
-from ser.speakers import FEW, Memory, SpeakerPool
+from ser.speakers import FEW, EmbeddingMemory, SpeakerPool
 
 SPEAKERS = {"anna": 5, "bert": 3, "cleo": 1}  # clips of each
 KINDS = {"frames": -2, "layers": -2, "statistics": None, "sound": -1}  # dimension of time
@@ -189,7 +189,7 @@ def test_training_pretends_to_have_few_clips_of_a_speaker():
 
 
 def test_a_memory_knows_the_newest_embeddings_of_those_it_has_met():
-    memory = Memory(CLIPS)
+    memory = EmbeddingMemory(CLIPS)
     pair, other = CLIPS[:2], CLIPS[2]
     first = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     for seed in range(30):

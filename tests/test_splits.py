@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ser import splits
-from ser.corpora import CORPORA, corpus
+from ser.corpora import CORPORA, corpus_named
 from ser.errors import UserError
 from ser.files import PROJECT, read_json
 from ser.labels import label_set
@@ -22,18 +22,18 @@ from ser.schemes import make_split
 from ser.splits import PARTS, UNUSED, Split, check_leaks, parts_of, read_split, schemes, select, write_split
 
 OWN = ["holdout", "holdout_text", "kfold5"]
-LISTED = [name for name in CORPORA if corpus(name).official()]
+LISTED = [name for name in CORPORA if corpus_named(name).official()]
 EVERY = [(name, scheme) for name in LISTED for scheme in schemes(name)]
 
 
 def summary(name: str, scheme: str) -> list[tuple[str, int, int]]:
-    speakers = {clip: corpus(name).parse(clip)["speaker"] for clip in corpus(name).official()}
+    speakers = {clip: corpus_named(name).parse(clip)["speaker"] for clip in corpus_named(name).official()}
     return splits.summary(official_split(name, scheme), speakers)
 
 
 def speakers_by_group(split: Split) -> dict[str, set[str]]:
     """Return part or fold -> its speakers."""
-    parse = corpus(split.corpus).parse
+    parse = corpus_named(split.corpus).parse
     groups: dict[str, set[str]] = {}
     for clip, group in split.of.items():
         groups.setdefault(group, set()).add(parse(clip)["speaker"])
@@ -42,7 +42,7 @@ def speakers_by_group(split: Split) -> dict[str, set[str]]:
 
 def clip_of(name: str, corpus_name: str = "ravdess") -> Clip:
     """Return a row of the table, as far as splits look at it."""
-    fields = corpus(corpus_name).parse(name)
+    fields = corpus_named(corpus_name).parse(name)
     return Clip(
         path=f"{name}.wav", split="", corpus=corpus_name, age="", race="", ethnicity="", seconds=1.0,
         sample_rate=16000, channels=1, **fields,
@@ -62,7 +62,7 @@ def test_the_schemes_of_each_corpus():
 @pytest.mark.parametrize(("name", "scheme"), EVERY)
 def test_a_scheme_covers_every_official_clip_and_shares_no_speaker(name, scheme):
     split = official_split(name, scheme)
-    assert set(split.of) == set(corpus(name).official())
+    assert set(split.of) == set(corpus_named(name).official())
     groups = speakers_by_group(split)
     unused = groups.pop(UNUSED, None)
     assert (unused is not None) == (scheme == "holdout_text")
@@ -87,12 +87,12 @@ def test_the_small_corpora_of_the_tests_reach_every_group(name, scheme):
     split = official_split(name, scheme)
     reached = {split.of[clip] for clip in clip_names(name)}
     assert reached == set(split.of.values()) or scheme == "holdout_text"
-    assert {corpus(name).parse(clip)["speaker"] for clip in clip_names(name)} == set(FEWEST[name])
+    assert {corpus_named(name).parse(clip)["speaker"] for clip in clip_names(name)} == set(FEWEST[name])
 
 
 @pytest.mark.parametrize("name", LISTED)
 def test_holdout_text_shares_neither_speaker_nor_statement_with_training(name):
-    split, parse = official_split(name, "holdout_text"), corpus(name).parse
+    split, parse = official_split(name, "holdout_text"), corpus_named(name).parse
     statements = {part: {parse(clip)["statement"] for clip, p in split.of.items() if p == part} for part in PARTS}
     assert not statements["train"] & (statements["val"] | statements["test"])
     if name != "ravdess":  # which has two statements only
@@ -141,7 +141,7 @@ def slow_holdout(name: str) -> dict[str, str]:
     """Return speaker -> part by trying every seed on the rows of the clips themselves."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    clips = [corpus(name).parse(clip) for clip in corpus(name).official()]
+    clips = [corpus_named(name).parse(clip) for clip in corpus_named(name).official()]
     speakers = np.array(sorted({clip["speaker"] for clip in clips}))
     group = np.searchsorted(speakers, [clip["speaker"] for clip in clips])
     traits = [
@@ -170,7 +170,7 @@ def slow_holdout(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", LISTED)
 def test_holdout_equals_a_slow_search_with_group_shuffle_split(name):
     split = official_split(name, "holdout")
-    of = {corpus(name).parse(clip)["speaker"]: part for clip, part in split.of.items()}
+    of = {corpus_named(name).parse(clip)["speaker"]: part for clip, part in split.of.items()}
     assert of == slow_holdout(name)
 
 
@@ -182,7 +182,7 @@ def test_holdout_is_about_80_10_10_and_alike(name):
     assert sizes["test"] == -(-everyone // 10)
     assert sizes["val"] in (everyone // 10, sizes["test"])
     for part in PARTS:
-        clips = [corpus(name).parse(clip) for clip, of in split.of.items() if of == part]
+        clips = [corpus_named(name).parse(clip) for clip, of in split.of.items() if of == part]
         assert 0.3 < sum(clip["sex"] == "male" for clip in clips) / len(clips) < 0.7, part
         assert {clip["emotion"] for clip in clips} == set(label_set(name)), part
 
@@ -205,7 +205,7 @@ def test_kfold5_is_balanced(name):
 
 def shares(clips: list[str], name: str) -> dict[str, float]:
     """Return the share of the clips that each emotion and each sex has."""
-    fields = [corpus(name).parse(clip) for clip in clips]
+    fields = [corpus_named(name).parse(clip) for clip in clips]
     counts = Counter(clip["emotion"] for clip in fields) + Counter(clip["sex"] for clip in fields)
     return {what: count / len(clips) for what, count in counts.items()}
 
@@ -302,8 +302,8 @@ def written(home: Path, *lines: str) -> Path:
         (("clip,part", "a,train", "b,dev"), "line 3: part 'dev'; expected train, val, test"),
         (("clip,part", "a,"), "line 2: part ''"),
         (("clip,part", "a,Train"), "line 2: part 'Train'"),
-        (("clip,part", "a,train", "b,val", "a,test"), "line 4: clip 'a' stands twice"),
-        (("clip,part", "a,train", "", "b,val", "b,val"), "line 5: clip 'b' stands twice"),
+        (("clip,part", "a,train", "b,val", "a,test"), "line 4: clip 'a' appears twice"),
+        (("clip,part", "a,train", "", "b,val", "b,val"), "line 5: clip 'b' appears twice"),
         (("clip,part", "a"), "line 2: expected 2 fields"),
         (("clip,part", "a,train,val"), "line 2: expected 2 fields"),
         (("clip,fold", "a,1", "b,two"), "line 3: fold 'two'"),
@@ -312,7 +312,7 @@ def written(home: Path, *lines: str) -> Path:
         (("clip,fold", "a,1", "b,0"), "line 3: fold '0'"),
         (("clip,fold", "a,1", "b,02"), "line 3: fold '02'"),
         (("clip,fold", "a,1", "b,²"), "line 3: fold '²'"),
-        (("clip,fold", "a,1", "b,2", "b,2"), "line 4: clip 'b' stands twice"),
+        (("clip,fold", "a,1", "b,2", "b,2"), "line 4: clip 'b' appears twice"),
     ],
 )
 def test_a_malformed_split_is_refused_with_file_and_line(home, lines, says):
@@ -376,10 +376,10 @@ def test_an_edited_split_that_leaks_a_speaker_is_refused_with_the_speaker(home):
     path = write_split(official_split("ravdess", "holdout"))
     leaking = next(clip for clip, part in official_split("ravdess", "holdout").of.items() if part == "test")
     path.write_text(path.read_text().replace(f"{leaking},test", f"{leaking},train"))
-    clips = [clip_of(name) for name in corpus("ravdess").official()]
+    clips = [clip_of(name) for name in corpus_named("ravdess").official()]
     with pytest.raises(UserError) as caught:
         select(clips, parts_of(read_split("ravdess", "holdout"), None), str(path))
-    speaker = corpus("ravdess").parse(leaking)["speaker"]
+    speaker = corpus_named("ravdess").parse(leaking)["speaker"]
     assert f"{path}: speakers in more than one part: {speaker} (train and test)" in str(caught.value)
 
 

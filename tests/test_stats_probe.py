@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from ser import checkpoints, config, exporting, runs, stats_probe
 from ser.batches import Batch
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
-from ser.layers import Speakers
+from ser.layers import SpeakerStatistics
 from ser.losses import class_weights
 from ser.protocol import Protocol
+from ser.run_evaluation import evaluate
 from ser.stats_probe import NEVER, StatsProbe, logistic_regression
 
 LABELS = ("angry", "calm", "happy", "sad")
@@ -148,7 +148,7 @@ def test_by_speaker_a_shift_of_all_their_clips_changes_nothing():
     count = torch.full((50,), 50.0)
 
     def answer(x):
-        of_all = Speakers(count, x.mean(0).expand_as(x), x.std(0, unbiased=False).expand_as(x))
+        of_all = SpeakerStatistics(count, x.mean(0).expand_as(x), x.std(0, unbiased=False).expand_as(x))
         return model(x, batch.lengths, of_all)
 
     torch.testing.assert_close(answer(batch.inputs), answer(batch.inputs * 3 + 5), rtol=1e-3, atol=1e-3)
@@ -333,7 +333,7 @@ def test_features_of_other_weights_than_it_learned_from_are_refused(encoded, tra
     checkpoint["features"] = {"weights_sha256": "0" * 64}
     checkpoints.save(run.best, checkpoint)
     with pytest.raises(UserError, match="learned from features made with the weights"):
-        exporting.pipeline_of(runs.trained(str(run.folder)))
+        exporting.pipeline_of(runs.load_trained(str(run.folder)))
 
 
 def test_features_of_some_layers_ask_for_their_own_extraction(encoded, trained_home):

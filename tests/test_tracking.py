@@ -94,7 +94,7 @@ def test_a_commit_of_changed_code_is_marked(tmp_path):
         return {"git": {"commit": commit, **changes}}
 
     sessions = [session("a" * 40, changed=""), session("b" * 40, changed=" M ser/optim.py"), session(None, changed="")]
-    sessions.append(session("c" * 40, diff="1 file changed"))  # as an earlier ser wrote it
+    sessions.append(session("c" * 40, diff="1 file changed"))  # as an earlier version of ser wrote it
     (tmp_path / "environment.json").write_text(json.dumps({"sessions": sessions}))
     assert commits(tmp_path) == ["a" * 40, "b" * 40 + "+", "c" * 40 + "+"]
     assert short("b" * 40 + "+") == "bbbbbbb+"

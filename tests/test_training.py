@@ -14,12 +14,12 @@ from corpus_factory import prepare_corpus
 from encoder_factory import instead
 
 from ser import checkpoints, config, gin_files, preparing, runs, training
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.errors import UserError
 from ser.extraction import extract
 from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
-from ser.workbench import set_up
+from ser.training_setup import set_up
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 2", "train/crop_seconds = 0.5",
@@ -170,7 +170,7 @@ def test_resuming_over_changed_data_or_settings_is_refused(what, home, monkeypat
         path.write_text(path.read_text().replace("train/epochs = 2", "train/epochs = 9"))
     else:
         (raw / start("demo_ecapa")[0].protocol.part("train")[0].path).unlink()
-        clips, missing = preparing.clips_of(corpus("demo"), raw, allow_missing=True)
+        clips, missing = preparing.clips_of(corpus_named("demo"), raw, allow_missing=True)
         write_table("demo", clips)
         remember_raw("demo", raw, missing)
     with pytest.raises(UserError, match=r"changed since last\.pt was written"):

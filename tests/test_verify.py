@@ -12,10 +12,10 @@ from corpus_factory import clip_names, make_corpus, synthetic_sound
 
 from ser import verify
 from ser.audio import write
-from ser.corpora import corpus
+from ser.corpora import corpus_named
 from ser.errors import UserError
 
-CREMA_D, RAVDESS, DEMO = corpus("crema_d"), corpus("ravdess"), corpus("demo")
+CREMA_D, RAVDESS, DEMO = corpus_named("crema_d"), corpus_named("ravdess"), corpus_named("demo")
 SOUND = synthetic_sound("any", "happy")  # about 0.6 s
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 72862\n"
 
@@ -156,7 +156,7 @@ def test_the_report_is_json_with_the_same_counts(report):
 def test_a_good_corpus_passes_with_its_missing_clips_counted_and_named(tmp_path, name):
     speaker = {"crema_d": "1001", "ravdess": "01", "demo": "s01"}[name]
     raw = make_corpus(tmp_path, name, [speaker], per_class=1, suffix=".flac")
-    entry = corpus(name)
+    entry = corpus_named(name)
     allowed = verify.check(entry, raw, allow_missing=True, progress=False)
     assert allowed.errors == []
     absent = [clip for clip in entry.official() if clip not in clip_names(name, [speaker], 1)]
@@ -171,7 +171,7 @@ def test_a_good_corpus_passes_with_its_missing_clips_counted_and_named(tmp_path,
 
 def test_a_whole_corpus_has_nothing_missing(tmp_path, monkeypatch):
     names = clip_names("demo", ["s01"], 1)
-    whole = corpus("demo")
+    whole = corpus_named("demo")
     small = type(whole)("demo", "demo", whole.parse, lambda: {name: whole.official()[name] for name in names})
     raw = make_corpus(tmp_path, "demo", ["s01"], per_class=1)
     report = verify.check(small, raw, progress=False)
@@ -200,9 +200,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 def test_a_folder_without_sound_says_what_was_expected(tmp_path, name):
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(UserError) as caught:
-        verify.find_sound(corpus(name), tmp_path)
+        verify.find_sound(corpus_named(name), tmp_path)
     assert str(tmp_path) in str(caught.value)
-    assert f"{next(iter(corpus(name).official()))}.wav" in str(caught.value)
+    assert f"{next(iter(corpus_named(name).official()))}.wav" in str(caught.value)
 
 
 def test_a_folder_of_another_corpus_says_which_names_it_holds(tmp_path):

@@ -13,16 +13,16 @@ from corpus_factory import prepare_corpus
 
 from ser import config, runs
 from ser.corpora import crema_d_official, parse_crema_d
+from ser.cross_validation import cross_validate
 from ser.errors import UserError
-from ser.evaluate_run import evaluate, raters
-from ser.folds import cross_validate
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.protocol import Protocol
+from ser.run_evaluation import evaluate, raters
 from ser.schemes import make_split
 from ser.splits import write_split
+from ser.training_setup import set_up
 from ser.votes import Votes, plurality, read_votes, store_votes, stored_votes
-from ser.workbench import set_up
 
 HEADER = '"","A","D","F","H","N","S","fileName"'
 LABELS = label_set("crema_d")

@@ -51,7 +51,7 @@ def peer_states(model, sound, **options):
 def test_one_clip_alone_is_that_of_transformers(family, norm):
     model = wave_model(family, norm)
     encoder = WaveEncoder(model, normalise=False)
-    assert (encoder.layers, encoder.width, len(encoder.blocks)) == (STATES, WIDTH, STATES - 1)
+    assert (encoder.state_count, encoder.width, len(encoder.blocks)) == (STATES, WIDTH, STATES - 1)
     for length in (400, 800, 8000, 24_017):
         clips = noises([length])
         ours, peer = states_of(encoder, clips), peer_states(model, clips[0][None])

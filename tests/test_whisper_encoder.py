@@ -59,7 +59,11 @@ def peer_states(model, mel):
 def test_thirty_seconds_are_those_of_transformers(encoder, peer):
     from transformers import WhisperFeatureExtractor
 
-    assert (encoder.layers, encoder.width, len(encoder.blocks)) == (WHISPER_STATES, WHISPER_WIDTH, WHISPER_STATES - 1)
+    assert (encoder.state_count, encoder.width, len(encoder.blocks)) == (
+        WHISPER_STATES,
+        WHISPER_WIDTH,
+        WHISPER_STATES - 1,
+    )
     sound, lengths = padded(noises([FULL]))
     ours = list(encoder.states(sound, lengths))
     extract = WhisperFeatureExtractor()

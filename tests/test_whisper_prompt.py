@@ -9,7 +9,7 @@ from encoder_factory import WHISPER_STATES, noises, padded
 from ser.adapting import Adapted
 from ser.encoders import EncoderFeatures, Pretrained
 from ser.errors import UserError
-from ser.layers import Speakers
+from ser.layers import SpeakerStatistics
 from ser.optim import kept
 from ser.whisper_prompt import WhisperPrompt
 
@@ -129,7 +129,9 @@ def test_by_speaker_a_shift_that_all_their_clips_share_is_gone(sources):
     shift = torch.randn(embedding.shape[1])
 
     def answer(x):
-        return model.classify(x, Speakers(torch.full((3,), 1e9), x.mean(0).expand_as(x), x.std(0).expand_as(x)))
+        return model.classify(
+            x, SpeakerStatistics(torch.full((3,), 1e9), x.mean(0).expand_as(x), x.std(0).expand_as(x))
+        )
 
     torch.testing.assert_close(answer(embedding), answer(embedding + shift), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(model.classify(embedding), model.classify(embedding + shift), atol=1e-2)

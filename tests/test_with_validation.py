@@ -6,7 +6,7 @@ from conftest import StopAfter
 
 from ser import checkpoints, config, runs, training
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
+from ser.run_evaluation import evaluate
 from ser.tracking import read_log
 from ser.wording import evaluation
 

@@ -15,7 +15,7 @@ def main() -> None:
 
     from ser import corpora, metadata, preparing, votes, wording
 
-    corpus = corpora.corpus(arguments.corpus)
+    corpus = corpora.corpus_named(arguments.corpus)
     raw = arguments.raw or metadata.raw_folder(corpus.name)
     clips, missing = preparing.clips_of(corpus, raw, arguments.allow_missing)
     path = metadata.write_table(corpus.name, clips)

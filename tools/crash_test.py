@@ -12,9 +12,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     arguments = parser.parse_args()
 
-    from ser import crashing
+    from ser import crash_test
 
-    result = crashing.crash_test(arguments.kills, arguments.seed)
+    result = crash_test.crash_test(arguments.kills, arguments.seed)
     kills, different = (sum(part[name] for part in result.values()) for name in ("kills", "different"))
     print(f"{kills} kills, {different} runs ended otherwise")
     return 1 if different else 0

@@ -28,14 +28,14 @@ def main() -> None:
     if arguments.run is None and arguments.labels:
         raise UserError("labels go with a run and a corpus: just labels=voice cross RUN crema_d")
 
-    from ser import crossing, wording
+    from ser import cross_corpus, wording
 
     if arguments.run is not None:
         run, corpus, labels = arguments.run, arguments.corpus, arguments.labels or "intended"
-        scored = crossing.cross(run, corpus, arguments.calm, arguments.adapt, label_source=labels)
+        scored = cross_corpus.cross(run, corpus, arguments.calm, arguments.adapt, label_source=labels)
         print(wording.evaluation(*scored))
     else:
-        print(crossing.table(*crossing.matrix(arguments.calm)))
+        print(cross_corpus.table(*cross_corpus.matrix(arguments.calm)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ def main() -> int | None:
     parser.add_argument("--gpus", type=int, default=1, help="processes that share each training")
     arguments = parser.parse_args()
 
-    from ser import folds, wording
+    from ser import cross_validation, wording
 
-    done = folds.cross_validate(arguments.experiment, arguments.overrides, jobs=arguments.jobs, gpus=arguments.gpus)
+    done = cross_validation.cross_validate(
+        arguments.experiment, arguments.overrides, jobs=arguments.jobs, gpus=arguments.gpus
+    )
     if isinstance(done, int):
         return done
     print(wording.evaluation(*done))

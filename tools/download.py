@@ -22,15 +22,15 @@ def main() -> None:
     if not 1 <= arguments.workers <= MOST_WORKERS:
         raise UserError(f"--workers {arguments.workers}: expected 1 to {MOST_WORKERS}")
 
-    from ser import downloading, wording
+    from ser import corpora, downloading
     from ser.files import corpus_folder
 
     source = downloading.source(arguments.corpus)
     folder = (arguments.to or corpus_folder(source.corpus) / "raw").absolute()
     print(f"{source.title}: {source.page}")
-    print(f"licence   {wording.licence_of(source.corpus).partition(': ')[2]}")
+    print(f"licence   {corpora.licence(source.corpus).partition(': ')[2]}")
     print(f"terms     {source.terms}")
-    print(f"cite      {wording.corpus_says(source.corpus, 'Cite:')}")
+    print(f"cite      {corpora.readme_entry(source.corpus, 'Cite:')}")
     print(f"folder    {folder}", flush=True)
     outcome = downloading.download(source, folder, arguments.workers, arguments.base)
     print(outcome)

@@ -1,4 +1,4 @@
-"""Phase 6: score a run on a part of its own protocol; writes metrics.json, predictions.csv and confusion.png."""
+"""Phase 6: score a run on a part of its own protocol; writes metrics, predictions, subgroups and pictures."""
 
 import argparse
 
@@ -16,9 +16,9 @@ def main() -> None:
     parser.add_argument("--seen", action="store_true", help="also speakers that the model was trained on: tagged")
     arguments = parser.parse_args()
 
-    from ser import evaluate_run, wording
+    from ser import run_evaluation, wording
 
-    scored = evaluate_run.evaluate(
+    scored = run_evaluation.evaluate(
         arguments.run, arguments.part, arguments.labels, arguments.speaker_clips, seen=arguments.seen
     )
     print(wording.evaluation(*scored))

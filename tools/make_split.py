@@ -17,7 +17,7 @@ def main() -> None:
     from ser import corpora, metadata, schemes, splits
 
     names = arguments.schemes or splits.schemes(arguments.corpus)
-    entry = corpora.corpus(arguments.corpus)
+    entry = corpora.corpus_named(arguments.corpus)
     at_hand = [] if entry.official() else [asdict(clip) for clip in metadata.read_table(entry.name).clips]
     speakers = {clip["clip"]: clip["speaker"] for clip in at_hand or schemes.official_clips(entry.name)}
     made = [schemes.make_split(entry.name, name, at_hand) for name in names]  # all, before one is written

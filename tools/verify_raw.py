@@ -16,14 +16,14 @@ def main() -> None:
     from ser import corpora, demo, metadata, verify
     from ser.files import corpus_folder, write_json
 
-    corpus = corpora.corpus(arguments.corpus)
+    corpus = corpora.corpus_named(arguments.corpus)
     if corpus.name == "demo" and arguments.raw is None:
         demo.make(corpus_folder("demo") / "raw")
     raw = arguments.raw or metadata.raw_folder(corpus.name)
     report = verify.check(corpus, raw, arguments.allow_missing)
     path = corpus_folder(corpus.name) / "verify.json"
     write_json(path, report.as_dict())
-    metadata.remember_sound(corpus.name, raw, report.sound)
+    metadata.store_sound_hashes(corpus.name, raw, report.sound_hashes)
     print(verify.table(report))
     if report.errors:
         raise UserError(f"{len(report.errors)} errors in {report.raw}; all of them stand in {path}")

@@ -9,11 +9,11 @@ from ser import checkpoints, config, runs
 from ser.errors import UserError
 from ser.experiment import Training
 from ser.features import store_folder
-from ser.speakers import Memory
-from ser.state import State
-from ser.steps import SKIPS, Stepper, check_finite
+from ser.speakers import EmbeddingMemory
 from ser.tracking import read_log
-from ser.workbench import set_up
+from ser.training_setup import set_up
+from ser.training_state import State
+from ser.training_step import SKIPS, Stepper, check_finite
 
 SMALL = [
     "track/wandb = 'off'", "ecapa/channels = 16", "train/epochs = 1", "train/crop_seconds = 0.5",
@@ -50,7 +50,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(trained_home):
 
 def test_a_skipped_step_leaves_nothing_in_the_memory_of_speakers(trained_home):
     experiment, setup, stepper = make()
-    memory = Memory(setup.train)
+    memory = EmbeddingMemory(setup.train)
     object.__setattr__(setup, "embeddings", memory)
     good, bad, *_ = pieces(experiment, setup)
     stepper.step(good, 0, 1.0)

@@ -1,6 +1,6 @@
-"""A trained run scored on a part of its own protocol, and what stands beside every figure."""
+"""A trained run scored on a part of its own protocol, and what stands beside every figure of a run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,30 @@ from ser.batches import ClipReader, Source, check_labels, open_source
 from ser.environment import commits
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run
-from ser.files import read_json
+from ser.initial_weights import start_tags
 from ser.interfaces import normalised_by_speaker
 from ser.labels import label_set
 from ser.metadata import Clip, read_table
+from ser.metrics_file import current_figures, highest
 from ser.predictions import Predictions
 from ser.protocol import Protocol
-from ser.runs import Trained, trained
-from ser.scorings import count_scoring
-from ser.starting import begun_tags
-from ser.state import check_made_with, check_unchanged
+from ser.runs import TrainedRun, load_trained
+from ser.scoring_count import count_scoring
 from ser.tracking import read_log
+from ser.training_state import check_made_with, check_unchanged
 from ser.votes import Votes, plurality
 
 __all__ = [
     "about_run",
-    "check_unseen",
-    "commits_of",
-    "current_figures",
     "evaluate",
     "evaluated",
-    "highest",
     "how_chosen",
     "is_current",
-    "is_known",
-    "is_of_best",
-    "predict",
+    "predict_clips",
     "raters",
+    "seen_tags",
     "tags_of",
 ]
-
-KNOWN = {"classes", "gaps", "part", "reliability", "tags"}  # of what a metrics.json of this version holds
 
 
 def evaluate(
@@ -68,30 +61,30 @@ def evaluate(
     Raises:
         UserError: no such run or part, no clip of it at hand, or a speaker that the model was trained on.
     """
-    if part == "train" and not seen:
-        raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
-    model = trained(name)
-    if speaker_clips is not None and (speaker_clips < 1 or not normalised_by_speaker(model.experiment.model)):
+    trained = load_trained(name)
+    if speaker_clips is not None and (speaker_clips < 1 or not normalised_by_speaker(trained.experiment.model)):
         raise UserError(
             f"speaker_clips is {speaker_clips}; expected 1 or more, and a model that normalises by speaker "
-            f"({model.run.folder.name} {'does' if normalised_by_speaker(model.experiment.model) else 'does not'})"
+            f"({trained.run.folder.name} {'does' if normalised_by_speaker(trained.experiment.model) else 'does not'})"
         )
-    protocol = model.experiment.protocol
+    protocol = trained.experiment.protocol
     if label_source and label_source != protocol.label_source:
         protocol = replace(protocol, label_source=label_source)
     clips = protocol.part(part)
-    known = check_unseen(model, clips, part, seen)
+    tags = [*seen_tags(trained, clips, part, seen), *tags_of(trained)]
     clips = scorable(protocol, part)
     members = [clip for clip in protocol.members[part] if clip.corpus == protocol.corpus]
-    predictions = predict(model, protocol.corpus, clips, progress, speaker_clips, members)
+    predictions = predict_clips(
+        trained, protocol.corpus, clips, members, speaker_clips=speaker_clips, progress=progress
+    )
     heard = raters(protocol.votes, protocol.label_source, clips, protocol.labels)  # before the scoring is counted
-    what, how = protocol.evaluation(part), ""
-    if protocol.label_source != model.experiment.protocol.label_source:
+    what, how = protocol.evaluation_name(part), ""
+    if protocol.label_source != trained.experiment.protocol.label_source:
         how += f"-{protocol.label_source}"
     if speaker_clips is not None:
         how += f"-speaker{speaker_clips}"
-    times = count_scoring(model.run.folder, what, how) if part == "test" else 0
-    about = about_run(model) | {
+    times = count_scoring(trained.run.folder, what, how) if part == "test" else 0
+    about = about_run(trained) | {
         "corpus": protocol.corpus,
         "split_scheme": protocol.scheme,
         "fold": protocol.fold,
@@ -100,13 +93,13 @@ def evaluate(
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
         "raters": heard,
-        "speaker_independent": protocol.speaker_independent and not known,
-        "tags": [*known, *tags_of(model)],
+        "speaker_independent": protocol.speaker_independent and "speakers-seen" not in tags,
+        "tags": tags,
         "speaker_clips": speaker_clips,
         "test_scorings": times,
     }
-    folder = model.run.folder / "eval" / f"{what}{how}"
-    tempered = None if model.temperature == 1 else predictions.tempered(model.temperature)
+    folder = trained.run.folder / "eval" / f"{what}{how}"
+    tempered = None if trained.temperature == 1 else predictions.tempered(trained.temperature)
     return folder, evaluation.write_evaluation(folder, predictions, about, clips, tempered)
 
 
@@ -115,35 +108,36 @@ def scorable(protocol: Protocol, part: str) -> list[Clip]:
     return [clip for clip in protocol.part(part) if clip.corpus == protocol.corpus and clip.emotion]
 
 
-def predict(
-    model: Trained,
+def predict_clips(
+    trained: TrainedRun,
     corpus: str,
     clips: Sequence[Clip],
-    progress: bool,
-    speaker_clips: int | None,
     enrolled: Sequence[Clip],
+    *,
+    speaker_clips: int | None = None,
     source: Source | None = None,
+    progress: bool = True,
 ) -> Predictions:
-    """Run a model over clips of any corpus.
+    """Run a trained model over clips of any corpus.
 
     Args:
-        model: that answers.
+        trained: the run that answers.
         corpus: of the clips.
         clips: to answer.
-        progress: show a bar.
-        speaker_clips: as of ``evaluate``.
         enrolled: clips that, labelled or not, tell of their speakers.
+        speaker_clips: as of ``evaluate``.
         source: of the inputs; without it what the experiment reads.
+        progress: show a bar.
 
     Raises:
         UserError: clips or features that are not at hand, or features made with other weights than the model learned
             from.
     """
-    experiment = model.experiment
+    experiment = trained.experiment
     features = experiment.features
     at_inputs = normalised_by_speaker(experiment.model) == "inputs"
     source = open_source(features, read_table(corpus)) if source is None else source
-    check_made_with(model.run.best, model.checkpoint, source.made_with)
+    check_made_with(trained.run.best, trained.checkpoint, source.made_with)
     told = enrolled if at_inputs else None
     reader = ClipReader(source, experiment.model.labels, enrolled=told, limit=speaker_clips)
     if corpus == experiment.protocol.corpus:
@@ -176,29 +170,31 @@ def raters(
     return {"wa": float(metrics.wa(counts)), "uar": float(metrics.uar(counts))}
 
 
-def tags_of(model: Trained) -> list[str]:
+def tags_of(trained: TrainedRun) -> list[str]:
     """Return what a reader must know of every figure of a run."""
-    begun = begun_tags(model.checkpoint["state"].get("start"))
-    return [*model.experiment.tags, *begun, *([] if model.finished else ["unfinished"])]
+    begun = start_tags(trained.checkpoint["state"].get("start"))
+    return [*trained.experiment.tags, *begun, *([] if trained.finished else ["unfinished"])]
 
 
-def check_unseen(model: Trained, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
-    """Return the tag of a model that was trained on speakers to be scored, or on the clips, where that is wanted.
+def seen_tags(trained: TrainedRun, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
+    """Return ``speakers-seen`` where a model was trained on clips to be scored, or on their speakers, else nothing.
 
     Only a scheme that is known to share its speakers may share them; no scheme shares its clips.
 
     Raises:
-        UserError: it was, and is not wanted.
+        UserError: it was trained on them, and ``seen`` does not ask for their figures all the same.
     """
-    experiment = model.experiment
-    leaking = sorted({clip.speaker for clip in clips} & set(model.checkpoint["train_speakers"]) - {""})
+    if part == "train" and not seen:
+        raise UserError("part 'train': what a model was trained on is not scored; choose val or test")
+    experiment = trained.experiment
+    leaking = sorted({clip.speaker for clip in clips} & set(trained.checkpoint["train_speakers"]) - {""})
     if "speaker-dependent" in experiment.protocol.tags:
         leaking = []
     heard = part == "train" or (part == "val" and experiment.trains_on_validation)
     if (leaking or heard) and not seen:
         which = f"speakers of this part: {some(leaking)}" if leaking else "the clips of this part"
         raise UserError(
-            f"{model.run.folder.name}: was trained on {which}; its figures would say nothing of others "
+            f"{trained.run.folder.name}: was trained on {which}; its figures would say nothing of others "
             "(just seen=1 eval RUN scores it all the same, tagged)"
         )
     return ["speakers-seen"] if leaking or heard else []
@@ -212,64 +208,19 @@ def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True
     """
     check_unchanged(run, experiment, checkpoints.load(run.best), run.best)
     if is_current(run.folder, experiment.protocol, part):
-        return run.folder / "eval" / experiment.protocol.evaluation(part)
+        return run.folder / "eval" / experiment.protocol.evaluation_name(part)
     return evaluate(str(run.folder), part, progress=progress)[0]
 
 
 def is_current(folder: Path, protocol: Protocol, part: str) -> bool:
     """Say whether a run's figures of a part of its protocol are of its best weights, today's clips and their labels.
 
-    Figures of an earlier ser do not say which labels they are against, and are believed.
+    Figures of an earlier version of ser do not say which labels they are against, and are believed.
     """
     clips = scorable(protocol, part)
     wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(clips)}
-    figures, now = current_figures(folder, protocol.evaluation(part), **wanted), evaluation.clips_hash(clips)
+    figures, now = current_figures(folder, protocol.evaluation_name(part), **wanted), evaluation.clips_hash(clips)
     return figures is not None and figures.get("clips_sha256", now) == now
-
-
-def is_known(figures: Any) -> bool:
-    """Say whether this version of ser wrote a ``metrics.json``."""
-    return isinstance(figures, dict) and figures.keys() >= KNOWN
-
-
-def is_of_best(figures: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Say whether figures are of a finished run's best weights and their temperature."""
-    return (
-        is_known(figures)
-        and "unfinished" not in figures["tags"]
-        and checkpoints.is_of(figures.get("checkpoint"), checkpoint)
-        and figures.get("temperature") == checkpoint.get("temperature", 1.0)
-    )
-
-
-def current_figures(folder: Path, label: str, **wanted: Any) -> dict[str, Any] | None:
-    """Return the metrics of an evaluation on disk; None where it need be made again.
-
-    Args:
-        folder: of a run, of whose best weights it is to be; or of an ensemble or cross-validation, which has none.
-        label: name of the evaluation.
-        wanted: values that the metrics must have.
-
-    Raises:
-        UserError: a damaged checkpoint.
-    """
-    path, best = folder / "eval" / label / "metrics.json", folder / checkpoints.BEST
-    try:
-        figures = read_json(path)
-    except UserError:
-        return None
-    good = is_of_best(figures, checkpoints.load(best)) if best.is_file() else is_known(figures)
-    return figures if good and all(figures.get(name) == value for name, value in wanted.items()) else None
-
-
-def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    """Return the highest value of a name among lines of figures, or None where none has it."""
-    return max((line[name] for line in lines if line.get(name) is not None), default=None)
-
-
-def commits_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the commits of the code that trained some figures' runs, each once; an earlier ser wrote none down."""
-    return sorted({commit for line in lines for commit in line.get("commits", [])})
 
 
 def how_chosen(experiment: Experiment) -> str:
@@ -284,25 +235,25 @@ def how_chosen(experiment: Experiment) -> str:
     return "The checkpoint was chosen on the validation part, so figures of that part are a little optimistic."
 
 
-def about_run(model: Trained) -> dict[str, Any]:
+def about_run(trained: TrainedRun) -> dict[str, Any]:
     """Return what stands beside every figure of a run."""
-    classifier, state = model.experiment.model, model.checkpoint["state"]
-    log, start = read_log(model.run.folder), state.get("start")
+    classifier, state = trained.experiment.model, trained.checkpoint["state"]
+    log, start = read_log(trained.run.folder), state.get("start")
     return {
-        "run": model.run.folder.name,
+        "run": trained.run.folder.name,
         "model": type(classifier).__name__,
         "parameters_total": sum(p.numel() for p in classifier.parameters()),
         "parameters_trained": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
         "hours": round(highest(log, "speed/hours") or 0.0, 4),
         "memory_gib": highest(log, "speed/memory_gib"),
-        "checkpoint": checkpoints.identity(model.checkpoint),
-        "commits": commits(model.run.folder),
-        "temperature": model.temperature,
-        "trained_on": model.experiment.protocol.describe()
-        + (", validation speakers too" if model.experiment.trains_on_validation else "")
+        "checkpoint": checkpoints.identity(trained.checkpoint),
+        "commits": commits(trained.run.folder),
+        "temperature": trained.temperature,
+        "trained_on": trained.experiment.protocol.describe()
+        + (", validation speakers too" if trained.experiment.trains_on_validation else "")
         + (f", begun with {start['run']}" if start else ""),
-        "train_speakers": list(model.checkpoint["train_speakers"]),
-        "chosen": how_chosen(model.experiment),
-        "trained_labels": model.experiment.protocol.label_source,
-        "dropped": sorted(model.experiment.protocol.drop),
+        "train_speakers": list(trained.checkpoint["train_speakers"]),
+        "chosen": how_chosen(trained.experiment),
+        "trained_labels": trained.experiment.protocol.label_source,
+        "dropped": sorted(trained.experiment.protocol.drop),
     }

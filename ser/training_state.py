@@ -16,7 +16,7 @@ from ser.layers import RunningNorm
 from ser.optim import kept
 from ser.predictions import Predictions
 from ser.protocol import Protocol
-from ser.workbench import Setup
+from ser.training_setup import Setup
 
 __all__ = ["State", "check_made_with", "check_unchanged", "epoch_values", "restore", "save"]
 
@@ -37,7 +37,7 @@ class State:
         train_seconds, validation_seconds: spent so far, over all sessions, waiting for data included.
         epoch_seconds, waited_seconds: spent on the steps of the running epoch, and of these waiting for data.
         finished: no further step will be made.
-        start: what is known of the run that training began with, see ``starting.Start.facts``; None without one.
+        start: what is known of the run that training began with, see ``initial_weights.Start.facts``; None without one.
     """
 
     epoch: int = 0
@@ -194,8 +194,8 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
         )
         if never:
             raise UserError(
-                f"{path}: was trained by an earlier ser, which normalised frames by speaker and not the pooled "
-                "statistics; its figures would mean something else: train another run"
+                f"{path}: was trained by an earlier version of ser, which normalised frames by speaker and not the "
+                "pooled statistics; its figures would mean something else: train another run"
             )
     now = protocol_facts(protocol)
     for name, then in checkpoint["protocol"].items():
@@ -225,7 +225,9 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
     """
     content = checkpoints.load(run.last)
     if content["format"] < checkpoints.FORMAT:
-        raise UserError(f"{run.last}: begun by an earlier ser, which cannot be resumed; remove the folder, train again")
+        raise UserError(
+            f"{run.last}: begun by an earlier version of ser, which cannot be resumed; remove the folder, train again"
+        )
     check_unchanged(run, experiment, content, run.last)
     check_made_with(run.last, content, setup.reader.source.made_with)
     checkpoints.restore(setup.model, content["model"], run.last)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # only names: listing the formats costs no torch
     from ser.inference import Prediction
 
-__all__ = ["FORMATS", "responses"]
+__all__ = ["FORMATS", "format_predictions"]
 
 UNSURE = "unsure"  # stands for the label of an answer that has none (below the threshold, or silence), but in JSON
 
 
-def responses(predictions: Iterable[Prediction], labels: Sequence[str], form: str) -> Iterator[str]:
+def format_predictions(predictions: Iterable[Prediction], labels: Sequence[str], form: str) -> Iterator[str]:
     """Yield the lines of predictions in one of ``FORMATS``, each as soon as its prediction is there.
 
     Args:

@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import StopAfter
 
-from ser import checkpoints, config, crossing, runs, splits, starting, training
-from ser.crossing import cross
+from ser import checkpoints, config, cross_corpus, initial_weights, runs, splits, training
+from ser.cross_corpus import cross
+from ser.cross_validation import cross_validate
 from ser.errors import UserError
-from ser.evaluate_run import evaluate
 from ser.files import run_folder
-from ser.folds import cross_validate
-from ser.starting import begun_tags
-from ser.workbench import set_up
+from ser.initial_weights import start_tags
+from ser.run_evaluation import evaluate
+from ser.training_setup import set_up
 
 SMALL = ["track/wandb = 'off'", "train/epochs = 1", "train/batch_size = 16"]
 ECAPA = [*SMALL, "ecapa/channels = 16", "train/crop_seconds = 0.5"]
@@ -60,7 +60,7 @@ def test_figures_say_on_what_a_run_was_begun_and_that_corpus_is_not_scored(train
     _, metrics = evaluate(second, progress=False)
     assert "begun-on-crema_d" in metrics["tags"]
     assert metrics["trained_on"] == f"ravdess emobox6 fold 1, begun with {first}"
-    assert begun_tags(best(second)["state"]["start"]) == metrics["tags"]
+    assert start_tags(best(second)["state"]["start"]) == metrics["tags"]
     assert best(second)["state"]["start"]["corpora"] == ["crema_d"]
     with pytest.raises(UserError, match="was trained on crema_d, too"):
         cross(second, "crema_d", progress=False)
@@ -81,14 +81,14 @@ def test_another_split_of_the_corpus_is_refused_and_the_same_is_not(trained_home
 def test_recordings_that_would_be_scored_are_known_by_their_samples_in_another_corpus(trained_home, monkeypatch):
     first = make("crema_d_ecapa", *ECAPA)
     experiment, _ = runs.create(config.load("ravdess_ecapa", ECAPA))
-    heard, scored = runs.trained(first).experiment.trained_clips[0], experiment.protocol.part("test")[0]
+    heard, scored = runs.load_trained(first).experiment.trained_clips[0], experiment.protocol.part("test")[0]
     known = {"crema_d": {heard.clip: "same"}, "ravdess": {scored.clip: "same"}}
-    monkeypatch.setattr(splits, "known_sound", lambda corpus: known.get(corpus, {}))
+    monkeypatch.setattr(splits, "read_sound_hashes", lambda corpus: known.get(corpus, {}))
     twice = f"train/start on ravdess .*: {heard.clip} .what {first} was trained on. and {scored.clip} .test"
     with pytest.raises(UserError, match=twice):
         begun("ravdess_ecapa", *ECAPA, f"train/start = '{first}'")
     with pytest.raises(UserError, match=rf"the same recording in two parts: {heard.clip} .training. and {scored.clip}"):
-        crossing.cross(first, "ravdess", progress=False)
+        cross_corpus.cross(first, "ravdess", progress=False)
 
 
 def test_an_encoder_that_was_tuned_goes_on_from_there(encoded, trained_home):
@@ -174,9 +174,9 @@ def test_a_run_that_has_heard_validation_is_no_start_where_speakers_are_shared_e
     plain, both = make("demo_ecapa", *fixed), make("demo_ecapa", *fixed, "train/with_validation = True")
     protocol = config.build(config.load("demo_ecapa", fixed)).protocol
     object.__setattr__(protocol.split, "speaker_independent", False)
-    assert starting.read_start(plain, protocol).facts["run"] == plain
+    assert initial_weights.read_start(plain, protocol).facts["run"] == plain
     with pytest.raises(UserError, match="may know speakers"):
-        starting.read_start(both, protocol)
+        initial_weights.read_start(both, protocol)
 
 
 def test_a_start_may_have_a_start_on_the_same_split(trained_home):

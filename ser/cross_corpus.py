@@ -4,21 +4,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ser import checkpoints, evaluation, plots, scorings
+from ser import checkpoints, evaluation, plots, scoring_count
 from ser.batches import ClipReader, open_source
 from ser.errors import UserError
-from ser.evaluate_run import about_run, current_figures, predict, raters, tags_of
 from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
 from ser.metadata import Table, clips_at_hand, metadata_path, read_table
+from ser.metrics_file import current_figures
 from ser.protocol import Protocol
-from ser.runs import Trained, trained
+from ser.run_evaluation import about_run, predict_clips, raters, tags_of
+from ser.runs import TrainedRun, load_trained
 from ser.splits import check_same_sound, evaluation_name
 from ser.stats import columns
+from ser.training_setup import fit_input_norm
 from ser.votes import stored_votes
 from ser.wording import aligned, estimate_of
-from ser.workbench import fit_input_norm
 
 __all__ = ["cross", "matrix", "table"]
 
@@ -51,34 +52,33 @@ def cross(
         UserError: the run's own corpus, or recordings that it was trained on, too few shared labels, or a model without
             statistics to adapt.
     """
-    model = trained(name)
-    own = model.experiment.protocol.corpus
-    if corpus == own:
-        raise UserError(f"{model.run.folder.name} was trained on {corpus}; score its test part with: just eval {name}")
-    if corpus in (*model.experiment.protocol.extra, *model.began_on):
-        raise UserError(f"{model.run.folder.name} was trained on {corpus}, too; its figures there would say nothing")
+    trained = load_trained(name)
+    protocol, run = trained.experiment.protocol, trained.run.folder
+    if corpus == protocol.corpus:
+        raise UserError(f"{run.name} was trained on {corpus}; score its test part with: just eval {name}")
+    if corpus in (*protocol.extra, *trained.start_corpora):
+        raise UserError(f"{run.name} was trained on {corpus}, too; its figures there would say nothing")
     table = read_table(corpus)
     labelled = Protocol(corpus, "none", label_source=label_source).labelled(table.clips, "test")
     occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in labelled})
-    shared, mapping = shared_labels(model.experiment.model.labels, occurring, calm)
+    shared, mapping = shared_labels(trained.experiment.model.labels, occurring, calm)
     clips = [clip for clip in labelled if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
-    protocol = model.experiment.protocol
-    heard = [*model.experiment.trained_clips, *clips_at_hand(model.began_on)]
-    where, mend = f"{model.run.folder.name} on {corpus}", "score it on another corpus"
-    check_same_sound({"training": heard, corpus: clips}, where, mend)
+    heard = [*trained.experiment.trained_clips, *clips_at_hand(trained.start_corpora)]
+    where, remedy = f"{run.name} on {corpus}", "score it on another corpus"
+    check_same_sound({"training": heard, corpus: clips}, where, remedy)
     if adapt:
-        adapt_statistics(model, table)
-    predictions = predict(model, corpus, clips, progress, None, table.clips)
+        adapt_statistics(trained, table)
+    predictions = predict_clips(trained, corpus, clips, table.clips, progress=progress)
     unknown = [] if all(clip.speaker for clip in clips) else ["speakers-unknown"]
-    label, whole = label_of(corpus, calm, adapt, label_source), evaluation_name(corpus, "none", "all")
-    about = about_run(model) | {
+    scored_as, whole = evaluation_of(corpus, calm, adapt, label_source), evaluation_name(corpus, "none", "all")
+    about = about_run(trained) | {
         "corpus": corpus,
         "split_scheme": "none",
         "fold": None,
         "part": "all",
         "label_source": label_source,
-        "split_sha256": model.experiment.protocol.split.sha256,
+        "split_sha256": protocol.split.sha256,
         "clips_missing": table.missing,
         "speaker_independent": protocol.speaker_independent and not unknown,
         "raters": raters(stored_votes(corpus), label_source, clips, shared),
@@ -86,35 +86,35 @@ def cross(
             "cross-corpus",
             *(["transductive"] if adapt else []),
             *unknown,
-            *tags_of(model),
+            *tags_of(trained),
         ],
-        "test_scorings": scorings.count_scoring(model.run.folder, whole, label.removeprefix(whole)),
+        "test_scorings": scoring_count.count_scoring(run, whole, scored_as.removeprefix(whole)),
         "calm_policy": calm,
         "left_out": {emotion: sum(clip.emotion == emotion for clip in labelled) for emotion in left_out},
     }
-    folder = model.run.folder / "eval" / label
-    tempered = predictions.tempered(model.temperature).mapped(shared, mapping)
+    folder = run / "eval" / scored_as
+    tempered = predictions.tempered(trained.temperature).mapped(shared, mapping)
     return folder, evaluation.write_evaluation(folder, predictions.mapped(shared, mapping), about, clips, tempered)
 
 
-def label_of(corpus: str, calm: str, adapt: bool, label_source: str = "intended") -> str:
+def evaluation_of(corpus: str, calm: str, adapt: bool, label_source: str = "intended") -> str:
     """Name the evaluation on another corpus."""
     policy = "" if calm == CALM_POLICIES[0] else f"-{calm}"
     labels = "" if label_source == "intended" else f"-{label_source}"
     return f"{evaluation_name(corpus, 'none', 'all')}{policy}{labels}{'-adapted' if adapt else ''}"
 
 
-def adapt_statistics(model: Trained, table: Table) -> None:
+def adapt_statistics(trained: TrainedRun, table: Table) -> None:
     """Give the model's normalisation the statistics of another corpus.
 
     Raises:
         UserError: it has none.
     """
-    norms = [part for part in model.experiment.model.modules() if isinstance(part, InputNorm) and part.fitted]
+    norms = [part for part in trained.experiment.model.modules() if isinstance(part, InputNorm) and part.fitted]
     if not norms:
-        raise UserError(f"{model.run.folder.name}: has no statistics of a corpus to adapt; leave adapt=1 out")
-    reader = ClipReader(open_source(model.experiment.features, table), model.experiment.model.labels)
-    fit_input_norm(model.experiment, reader, table.clips)
+        raise UserError(f"{trained.run.folder.name}: has no statistics of a corpus to adapt; leave adapt=1 out")
+    reader = ClipReader(open_source(trained.experiment.features, table), trained.experiment.model.labels)
+    fit_input_norm(trained.experiment, reader, table.clips)
 
 
 def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, list[dict[str, Any]]]:
@@ -157,7 +157,7 @@ def matrix(calm: str = CALM_POLICIES[0], progress: bool = True) -> tuple[Path, l
 def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) -> dict[str, Any]:
     """Return the figures of a run on a corpus, those on disk where they were made with its best weights."""
     known = read_table(corpus)
-    figures = current_figures(folder, label_of(corpus, calm, adapt), clips_missing=known.missing)
+    figures = current_figures(folder, evaluation_of(corpus, calm, adapt), clips_missing=known.missing)
     if figures:
         clips = [clip for clip in known.clips if clip.emotion not in figures["left_out"]]
         if figures.get("clips_sha256") == evaluation.clips_hash(clips):

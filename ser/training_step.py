@@ -15,7 +15,7 @@ from ser import dist
 from ser.batches import Batch
 from ser.errors import UserError, some
 from ser.experiment import Experiment
-from ser.workbench import Setup
+from ser.training_setup import Setup
 
 __all__ = ["SKIPS", "Stepper", "check_finite"]
 

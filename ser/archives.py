@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ser.errors import UserError
-from ser.fetching import LARGEST, disk_trouble
-from ser.files import write_atomically
-from ser.progress import progress as progress_bar
+from ser.fetching import KEPT, LARGEST
+from ser.files import cannot_write, write_atomically
+from ser.progress import progress_bar
 
 __all__ = ["unpack"]
 
@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> tuple[int, int
                 counts[right] += 1
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two are of bad offsets
-            raise disk_trouble(archive, error) from error
+            raise cannot_write(archive, error, KEPT) from error
         raise UserError(f"{archive}: damaged ({error}); remove it and run the same command again") from error
     return counts[0], counts[1]
 

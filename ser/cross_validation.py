@@ -8,12 +8,13 @@ from typing import Any
 
 from ser import config, evaluation, metrics
 from ser.errors import UserError
-from ser.evaluate_run import commits_of, evaluated, highest, how_chosen, raters
 from ser.files import outputs_folder, read_json, write_text
+from ser.initial_weights import read_start
 from ser.launching import Job, needs_processes, train_in_processes
+from ser.metrics_file import commits_of, highest
 from ser.predictions import pool, read_predictions
+from ser.run_evaluation import evaluated, how_chosen, raters
 from ser.runs import create, train
-from ser.starting import read_start
 
 __all__ = ["cross_validate"]
 
@@ -58,15 +59,15 @@ def cross_validate(
             read_start(start, replace(first.protocol, fold=fold))
     apart = needs_processes(jobs, gpus)
     cv_folder = outputs_folder() / head.folder.name.replace("-fold1-", "-cv-")
-    works = [
+    trainings = [
         Job(f"fold {fold}", (*overrides, f"split/fold = {fold}"), cv_folder / f"fold{fold}.log")
         for fold in range(1, folds + 1)
     ]
-    if apart and (status := train_in_processes(experiment, works, jobs, gpus)):
+    if apart and (status := train_in_processes(experiment, trainings, jobs, gpus)):
         return status
     results, predictions, tempered, scored = [], [], [], []
-    for fold, work in enumerate(works, start=1):
-        fold_experiment, run = create(config.load(experiment, work.overrides))
+    for fold, training in enumerate(trainings, start=1):
+        fold_experiment, run = create(config.load(experiment, training.overrides))
         print(f"\nfold {fold} of {folds}")
         if status := train(fold_experiment, run, progress):
             return status
@@ -107,7 +108,7 @@ def cross_validate(
         ],
     }
     write_text(cv_folder / "cv.gin", head.config)  # of the first fold: by it seeds of one setting find each other
-    folder = cv_folder / "eval" / protocol.evaluation("test")
+    folder = cv_folder / "eval" / protocol.evaluation_name("test")
     return folder, evaluation.write_evaluation(
         folder,
         pool(predictions),

@@ -8,8 +8,8 @@ from encoder_factory import KINDS, assert_near, noises, padded, wave_model, whis
 from torch import nn
 from torch.nn import functional as F
 
-from ser import packing
-from ser.packing import PackedLinear, can_pack, pack
+from ser import packed_linear
+from ser.packed_linear import PackedLinear, can_pack, pack
 from ser.wave_encoders import WaveEncoder
 from ser.whisper_encoder import WhisperEncoder
 
@@ -22,7 +22,7 @@ def packs(request, monkeypatch):
     if request.param and not can_pack(torch.zeros(2, 2)):
         pytest.skip("this torch packs no weights")
     if not request.param:
-        monkeypatch.setattr(packing, "can_pack", lambda weight: False)
+        monkeypatch.setattr(packed_linear, "can_pack", lambda weight: False)
     return request.param
 
 

@@ -8,11 +8,11 @@ from ser import plots
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.losses import class_weights
-from ser.progress import progress as progress_bar
+from ser.progress import progress_bar
 from ser.scoring import validation_figures
-from ser.state import State, epoch_values, save
 from ser.tracking import Tracker, read_log
-from ser.workbench import Setup
+from ser.training_setup import Setup
+from ser.training_state import State, epoch_values, save
 
 __all__ = ["solve"]
 

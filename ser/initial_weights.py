@@ -1,6 +1,5 @@
 """Beginning with the weights of another run: which of them are taken, and what that run must not have heard."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ser import checkpoints
 from ser.errors import UserError
-from ser.files import run_folder
+from ser.files import run_folder, sha256_of
 from ser.interfaces import Classifier
 from ser.layers import InputNorm
 from ser.metadata import clips_at_hand
@@ -19,7 +18,7 @@ from ser.optim import kept
 from ser.protocol import Protocol
 from ser.splits import check_same_sound
 
-__all__ = ["Start", "begin_with", "begun_tags", "read_start"]
+__all__ = ["Start", "read_start", "start_from", "start_tags"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Start:
 
 
 def read_start(name: str, protocol: Protocol) -> Start:
-    """Read a run's best weights, for another run that must not come to know its own test speakers by them.
+    """Read a run's best weights for another to begin with; they know none of its validation or test speakers.
 
     Args:
         name: of the run, or its path.
@@ -84,18 +83,18 @@ def read_start(name: str, protocol: Protocol) -> Start:
     facts = {
         "run": folder.name,
         "corpora": corpora,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(path),
     }
     return Start(path, facts, content["model"], tuple(content["labels"]), content.get("encoder"))
 
 
-def begun_tags(start: Mapping[str, Any] | None) -> list[str]:
+def start_tags(start: Mapping[str, Any] | None) -> list[str]:
     """Return a tag for each other corpus that the run which a training began with has heard."""
     return [f"begun-on-{corpus}" for corpus in (start or {}).get("corpora", [])]
 
 
 @torch.no_grad()
-def begin_with(model: Classifier, start: Start) -> None:
+def start_from(model: Classifier, start: Start) -> None:
     """Give a model what a run of the same network has learned.
 
     The statistics of ``InputNorm`` are left as they are: they belong to a corpus. So is the last layer where the labels

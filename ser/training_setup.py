@@ -14,6 +14,7 @@ from ser.batches import Batch, ClipReader, Joined, check_labels, joined, open_so
 from ser.errors import UserError
 from ser.experiment import Experiment, Training
 from ser.features import Features
+from ser.initial_weights import read_start, start_from
 from ser.interfaces import Classifier, normalised_by_speaker
 from ser.layers import InputNorm
 from ser.losses import class_weights
@@ -21,8 +22,7 @@ from ser.metadata import Clip
 from ser.optim import EMA
 from ser.predictions import Predictions
 from ser.samplers import shuffled
-from ser.speakers import Memory
-from ser.starting import begin_with, read_start
+from ser.speakers import EmbeddingMemory
 from ser.wording import missing_text
 
 __all__ = ["Setup", "describe", "fit_input_norm", "set_up"]
@@ -55,7 +55,7 @@ class Setup:
     prior: Tensor
     crop: int | None
     start: dict[str, Any] | None
-    embeddings: Memory | None
+    embeddings: EmbeddingMemory | None
 
     def answering(self) -> AbstractContextManager[None]:
         """Let the model answer with the average, where there is one: what validates and is kept."""
@@ -158,10 +158,10 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     experiment.features.front_end.to(device)
     start = None
     if fresh:
-        experiment.model.begin()
+        experiment.model.init_weights()
         if experiment.training.start:
             start = read_start(experiment.training.start, protocol)
-            begin_with(experiment.model, start)
+            start_from(experiment.model, start)
         fit_input_norm(experiment, reader, train)
     model = experiment.model.to(device)
     counts = reader.targets(train).sum(0)
@@ -179,7 +179,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         (counts / counts.sum()).to(device),
         None if seconds is None else round(seconds * experiment.features.input_rate),
         None if start is None else start.facts,
-        Memory(train) if by_embedding else None,
+        EmbeddingMemory(train) if by_embedding else None,
     )
 
 

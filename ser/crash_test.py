@@ -48,12 +48,12 @@ def crash_test(kills: int = 21, seed: int = 1) -> dict[str, Any]:
     path = outputs_folder() / "crash-test.json"
     dice = random.Random(seed)
     with prepared_demo():
-        works: dict[str, tuple[Sequence[str], Path, Callable[[Path], str]]] = {
+        tasks: dict[str, tuple[Sequence[str], Path, Callable[[Path], str]]] = {
             "training": (TRAIN, outputs_folder(), run_state),
             "training in two processes": (two(TRAIN), outputs_folder(), run_state),
             "extraction": (EXTRACT, corpus_folder("demo") / "feats", store_state),
         }
-        result = {name: endure(name, *work, -(-kills // len(works)), dice) for name, work in works.items()}
+        result = {name: endure(name, *task, -(-kills // len(tasks)), dice) for name, task in tasks.items()}
     write_json(path, result)
     return result
 
@@ -66,7 +66,7 @@ def two(command: Sequence[str]) -> list[str]:
 def endure(
     name: str, command: Sequence[str], folder: Path, state: Callable[[Path], str], kills: int, dice: random.Random
 ) -> dict[str, int]:
-    """Do a work once undisturbed, then again and again under fire, and compare the states it ends with."""
+    """Do a task once undisturbed, then again and again under fire, and compare the states it ends with."""
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     finish(start(command))

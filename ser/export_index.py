@@ -3,15 +3,14 @@
 ``export.json`` is written last and holds the size and SHA-256 of every other file.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from ser.audio import SAMPLE_RATE, SHORTEST
 from ser.errors import UserError, nearest
-from ser.files import read_json
+from ser.files import read_json, sha256_of
 
-__all__ = ["FEWEST_SAMPLES", "FORMAT", "INDEX", "MOST_SAMPLES", "check_index", "checked_file", "checksum", "read_index"]
+__all__ = ["FEWEST_SAMPLES", "FORMAT", "INDEX", "MOST_SAMPLES", "check_index", "checked_file", "read_index"]
 
 FORMAT = 1  # of the folder; a reader refuses a higher one
 INDEX = "export.json"
@@ -84,12 +83,6 @@ def checked_file(folder: Path, index: dict[str, Any], name: str) -> Path:
             f"{path}: {path.stat().st_size} bytes, expected {facts['bytes']}: cut short or changed; "
             "export or fetch it again"
         )
-    if checksum(path) != facts["sha256"]:
+    if sha256_of(path) != facts["sha256"]:
         raise UserError(f"{path}: its SHA-256 is not that of the index: changed; export or fetch it again")
     return path
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
