@@ -203,7 +203,7 @@ class ClipReader:
         self.labels = tuple(labels)
         self.soft_target = soft_target
         self.limit = limit
-        self.pool = None if enrolled is None else SpeakerPool(enrolled, self.read, source.time_axis, limit)
+        self.pool = None if enrolled is None else SpeakerPool(enrolled, self.read_or_skip, source.time_axis, limit)
         self.kept: dict[str, Tensor] = {}
         self.room = CACHE_BYTES
 
@@ -218,20 +218,21 @@ class ClipReader:
                 self.room -= size
         return value
 
+    def read_or_skip(self, clip: Clip) -> Tensor | None:
+        """Return a clip's whole input; None where it cannot be read and ``skip`` says to go on, which is said once."""
+        try:
+            return self.read(clip)
+        except UserError as error:
+            if not self.skip:
+                raise
+            if clip.clip not in self.unreadable:
+                print(f"skipped: {error}", file=sys.stderr)
+            self.unreadable.add(clip.clip)
+            return None
+
     def readable(self, clips: Sequence[Clip]) -> list[Clip]:
         """Return the clips that can be read; without ``skip`` one that cannot is an error where it is read."""
-        if not self.skip:
-            return list(clips)
-        good = []
-        for clip in clips:
-            try:
-                self.read(clip)
-                good.append(clip)
-            except UserError as error:
-                if clip.clip not in self.unreadable:
-                    print(f"skipped: {error}", file=sys.stderr)
-                self.unreadable.add(clip.clip)
-        return good
+        return [clip for clip in clips if self.read_or_skip(clip) is not None] if self.skip else list(clips)
 
     def crops(
         self, clips: Sequence[Clip], length: int | None, seed: int, epoch: int, repeats: Sequence[int] = ()

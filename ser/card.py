@@ -12,12 +12,14 @@ from typing import Any
 from ser import __version__, checkpoints
 from ser.corpora import licence, readme_entry
 from ser.errors import UserError
+from ser.evaluation import clips_hash
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
-from ser.metrics_file import is_known, is_of_best
+from ser.metrics_file import is_known, is_of_best, is_of_parts
 from ser.robustness import shown_value
-from ser.run_evaluation import how_chosen
+from ser.run_evaluation import how_chosen, is_current, scorable, tags_of
 from ser.runs import TrainedRun
+from ser.scoring_count import scorings_now
 from ser.subgroups import read_subgroups
 from ser.wording import (
     TITLES,
@@ -56,7 +58,14 @@ def model_card(trained: TrainedRun, parity: dict[str, Any], parameters: int) -> 
 def evaluations(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and metrics of every evaluation of these very weights."""
     every = readable(trained.run.folder.glob("eval/*/metrics.json"))
-    return [(folder, metrics) for folder, metrics in every if is_of_best(metrics, trained.checkpoint)]
+    protocol, run = trained.experiment.protocol, trained.run.folder
+    own = {protocol.evaluation_name(part): part for part in ("val", "test")}
+    return [
+        (folder, metrics)
+        for folder, metrics in every
+        if is_of_best(metrics, trained.checkpoint)
+        and (folder.name not in own or is_current(run, protocol, own[folder.name]))
+    ]
 
 
 def over_folds(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
@@ -66,6 +75,7 @@ def over_folds(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
         (folder, metrics)
         for folder, metrics in every
         if any(checkpoints.is_of(fold.get("checkpoint"), trained.checkpoint) for fold in metrics.get("folds", []))
+        and is_of_parts(metrics, folder)
     ]
 
 
@@ -97,7 +107,7 @@ def front_matter(trained: TrainedRun, scored: list[tuple[Path, dict[str, Any]]])
     results = [
         {
             "task": {"type": "audio-classification", "name": "speech emotion recognition"},
-            "dataset": {"type": metrics["corpus"], "name": scored_on(metrics), "split": metrics["part"]},
+            "dataset": {"type": metrics["corpus"], "name": tagged(metrics), "split": metrics["part"]},
             "metrics": [
                 {"type": name, "value": metrics[name], "name": TITLES[name]} for name in ("uar", "wa", "macro_f1")
             ],
@@ -117,6 +127,11 @@ def scored_on(metrics: dict[str, Any]) -> str:
     return title_of(metrics) + (", normalised by all clips of each speaker" if by_all else "")
 
 
+def tagged(metrics: dict[str, Any]) -> str:
+    """Name an evaluation with its tags, where they have no place of their own."""
+    return scored_on(metrics) + (f" [{', '.join(metrics['tags'])}]" if metrics["tags"] else "")
+
+
 def title(trained: TrainedRun, parameters: int) -> str:
     """Return what the model is, in a few lines."""
     classifier, protocol = trained.experiment.model, trained.experiment.protocol
@@ -130,6 +145,8 @@ def title(trained: TrainedRun, parameters: int) -> str:
     if facts := facts_of(trained):
         weights = f", weights SHA-256 `{facts['weights_sha256']}`" if "weights_sha256" in facts else ""
         lines += ["", f"Pretrained encoder: {facts['source']}, revision {facts['revision']}{weights}."]
+    if tags := tags_of(trained):
+        lines += ["", f"Tags of every figure: {', '.join(f'`{tag}`' for tag in tags)}."]
     return "\n".join(lines)
 
 
@@ -207,10 +224,11 @@ def figures(trained: TrainedRun, scored: list[tuple[Path, dict[str, Any]]]) -> s
         return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
     lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
     lines.append("|---|" + "---|" * (len(FIGURES) + 2))
-    for _, metrics in [*scored, *pooled]:
+    for folder, metrics in [*scored, *pooled]:
         what = scored_on(metrics)
         if metrics["part"] == "test":
-            what += f" (scored {metrics['test_scorings']} time{'s' if metrics['test_scorings'] != 1 else ''})"
+            times = scorings_now(folder.parents[1], metrics)
+            what += f" (scored {times} time{'s' if times != 1 else ''})"
         cells = [what, *(with_interval(metrics, name) for name in FIGURES)]
         missing = f" ({metrics['clips_missing']} missing)" if metrics["clips_missing"] else ""
         cells += [f"{metrics['n_clips']}{missing}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
@@ -231,7 +249,7 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
         if metrics["corpus"] != corpus or not (folder / "subgroups.csv").is_file():
             continue
         rows = [row for row in read_subgroups(folder / "subgroups.csv") if row["grouping"] != "speaker"]
-        lines = ["## Subgroups", "", f"{scored_on(metrics)}.", "", "| by | group | clips | UAR |"]
+        lines = ["## Subgroups", "", f"{tagged(metrics)}.", "", "| by | group | clips | UAR |"]
         lines.append("|---|---|---|---|")
         for row in rows:
             lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {estimate_of(row, 'uar')} |")
@@ -243,7 +261,7 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
 def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
     """Return what the temperature changes."""
     rows = [
-        f"- {scored_on(metrics)}: NLL {metrics['nll']:.3f} to {after['nll']:.3f}, ECE {metrics['ece']:.3f} to "
+        f"- {tagged(metrics)}: NLL {metrics['nll']:.3f} to {after['nll']:.3f}, ECE {metrics['ece']:.3f} to "
         f"{after['ece']:.3f} with {temperature_of(metrics)}"
         for _, metrics in scored
         if (after := metrics.get("calibrated"))
@@ -256,8 +274,13 @@ def calibration(scored: list[tuple[Path, dict[str, Any]]]) -> str:
 
 def robustness(trained: TrainedRun) -> str:
     """Return UAR on worse recordings, if it was measured."""
-    for path in sorted(trained.run.folder.glob("eval/*/robustness.json")):
-        if not checkpoints.is_of((made := read_json(path)).get("checkpoint"), trained.checkpoint):
+    protocol = trained.experiment.protocol
+    for part in ("test", "val"):
+        path = trained.run.folder / "eval" / protocol.evaluation_name(part) / "robustness.json"
+        made = read_json(path) if path.is_file() else {}
+        if not checkpoints.is_of(made.get("checkpoint"), trained.checkpoint):
+            continue
+        if made.get("clips_sha256") != clips_hash(scorable(protocol, part)):
             continue
         lines = ["## Robustness", "", f"{path.parent.name}.", ""]
         lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]

@@ -28,7 +28,7 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
         UserError: no such run, not scored on the part, with other weights than the best, or on other clips, labels or
             references.
     """
-    folders = [run_folder(name, scored=True) for name in (first, second)]
+    folders = [run_folder(name, scored=True).resolve() for name in (first, second)]
     if folders[0] == folders[1]:
         raise UserError(f"{folders[0].name}: the same run twice; compare two")
     evaluation = shared_evaluation(folders, part)

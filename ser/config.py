@@ -114,7 +114,7 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_experiment(experiment)
     name = path.stem
-    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    first = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
     if first.startswith(HEADER):
         name = first.removeprefix(HEADER).strip()
     return checked(name, list(file_bindings(path)), overrides)
@@ -184,7 +184,7 @@ def file_bindings(path: Path) -> Iterator[Binding]:
     """Yield the bindings of a gin file, those of its includes first."""
     register_modules()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; expected a gin file") from error
     yield from text_bindings(text, str(path), path)

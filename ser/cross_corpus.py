@@ -61,10 +61,13 @@ def cross(
     table = read_table(corpus)
     labelled = Protocol(corpus, "none", label_source=label_source).labelled(table.clips, "test")
     occurring = tuple(label for label in label_set(corpus) if label in {clip.emotion for clip in labelled})
-    shared, mapping = shared_labels(trained.experiment.model.labels, occurring, calm)
+    learned = trained.experiment.trained_clips
+    taught = {clip.emotion for clip in learned}  # of a table of one's own perhaps fewer than it has classes
+    known = tuple(label for label in trained.experiment.model.labels if label in taught)
+    shared, mapping = shared_labels(known, occurring, calm)
     clips = [clip for clip in labelled if clip.emotion in mapping]
     left_out = sorted({clip.emotion for clip in labelled} - mapping.keys())
-    heard = [*trained.experiment.trained_clips, *clips_at_hand(trained.start_corpora)]
+    heard = [*learned, *clips_at_hand(trained.start_corpora)]
     where, remedy = f"{run.name} on {corpus}", "score it on another corpus"
     check_same_sound({"training": heard, corpus: clips}, where, remedy)
     if adapt:

@@ -34,8 +34,8 @@ def read_clips(table: Path) -> dict[str, dict[str, str]]:
         where = f"{table}: line {line}"
         path = row["path"].strip()
         parts = path.split("/")
-        if not parts[-1] or path.startswith("/") or ".." in parts:
-            raise UserError(f"{where}: path '{path}'; expected one below the folder of the table")
+        if not parts[-1] or path.startswith("/") or ".." in parts or not path.isprintable():
+            raise UserError(f"{where}: path {path!r}; expected one below the folder of the table")
         word = row["emotion"].strip().lower()
         emotion = ALIASES.get(word, word)
         if emotion not in EMOTIONS:
@@ -56,7 +56,8 @@ def read_clips(table: Path) -> dict[str, dict[str, str]]:
             if column in row:
                 fields[column] = row[column].strip()
         # One person under two names would be on both sides of a split.
-        speaker = fields["speaker"] = " ".join(unicodedata.normalize("NFC", fields["speaker"]).split())
+        seen = (character for character in fields["speaker"] if unicodedata.category(character) != "Cf")
+        speaker = fields["speaker"] = " ".join(unicodedata.normalize("NFC", "".join(seen)).split())
         known, before = spellings.setdefault(speaker.casefold(), (speaker, line))
         if known != speaker:
             raise UserError(

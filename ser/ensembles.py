@@ -11,7 +11,7 @@ import numpy as np
 
 from ser import calibration, checkpoints, comparing, config, evaluation, scoring_count
 from ser.errors import UserError, nearest, some
-from ser.files import outputs_folder, run_folder, write_json
+from ser.files import outputs_folder, run_folder, sha256_of, write_json
 from ser.metadata import read_table
 from ser.metrics_file import commits_of, highest
 from ser.predictions import Predictions, read_predictions
@@ -47,9 +47,11 @@ def ensemble(
     for value, known, what in ((average, AVERAGES, "average"), (weights, WEIGHTS, "weights")):
         if value not in known:
             raise UserError(f"{what} is '{value}'{nearest(value, known)}")
-    folders = [run_folder(name, scored=True) for name in names]
+    folders = [run_folder(name, scored=True).resolve() for name in names]
     if len(set(folders)) < 2 or len(set(folders)) < len(folders):
         raise UserError(f"{' '.join(names)}: expected two or more different runs")
+    if len({folder.name for folder in folders}) < len(folders):
+        raise UserError(f"{' '.join(names)}: two of them have one name; rename the folder of one")
     scored_as, members = scored(folders, part)
     about = members[0][1]
     chosen = np.full(len(members), 1 / len(members))
@@ -76,6 +78,9 @@ def ensemble(
         "run": run.name,
         "model": f"mean of {len(members)} runs' {average}, weights {weights}",
         "members": {folder.name: float(weight) for folder, weight in zip(folders, chosen, strict=True)},
+        "member_answers": {
+            folder.name: sha256_of(folder / "eval" / scored_as / "predictions.csv") for folder in folders
+        },
         "parameters_total": sum(metrics["parameters_total"] for metrics in every),
         "parameters_trained": sum(metrics["parameters_trained"] for metrics in every),
         "hours": round(sum(metrics["hours"] for metrics in every), 4),

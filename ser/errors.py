@@ -1,6 +1,7 @@
 """Mistakes that a user can fix: one clear line, exit status 2."""
 
 import difflib
+import errno
 import functools
 import os
 import sys
@@ -27,6 +28,11 @@ LESS_MEMORY = (
     "nvidia-smi shows who else uses the GPU; a training takes less with 'train/accumulate = 4', and with "
     "'tune/checkpointing = True' where an encoder trains; what was saved before is whole"
 )
+REFUSED = {  # by the system, and what to do: also where pathlib asks what a folder holds that may not be entered
+    errno.EACCES: "give yourself permission to read (or write) it",
+    errno.EPERM: "give yourself permission to read (or write) it",
+    errno.ENAMETOOLONG: "expected a shorter name",
+}
 EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
 
 
@@ -81,11 +87,15 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
                 time.sleep(HEARD_ONCE)  # what all processes meet, the main one says, and the others are ended
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER)
-        except PermissionError as error:  # also of pathlib's questions inside a folder that may not be entered
-            if error.filename is None:
+        except BrokenPipeError:  # the reader of our output went away, as in `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can the flush at exit meet it
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in REFUSED or error.filename is None:
                 raise
-            remedy = "give yourself permission to read (or write) it"
-            print(f"error: {error.filename}: {error.strerror}; {remedy}", file=sys.stderr)
+            name = str(error.filename)
+            name = name if len(name) < 200 else f"{name[:100]}..."
+            print(f"error: {name}: {error.strerror}; {REFUSED[error.errno]}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's own; to import it here would cost a second
@@ -95,8 +105,5 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output went away, as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can the flush at exit meet it
-            sys.exit(1)
 
     return run

@@ -82,6 +82,8 @@ class Training:
                 "train/with_validation = True leaves nobody to choose the epoch on; set 'train/keep = \"last\"', and "
                 "train/epochs to what was best before"
             )
+        if self.smoothing and self.keep == "last":
+            raise UserError(f"train/smoothing is {self.smoothing}, but train/keep = 'last' chooses no epoch; drop one")
         if self.accumulate > self.batch_size:
             raise UserError(f"train/accumulate is {self.accumulate}, above the {self.batch_size} clips of a batch")
 
@@ -123,6 +125,11 @@ class Experiment:
             raise UserError(
                 f"features '{features.store}' are {shape} a clip or frame, but {model} was built for {wanted}; "
                 f"give it what gin/features/{features.name}.gin says"
+            )
+        if tuple(self.model.labels) != self.protocol.labels:
+            raise UserError(
+                f"{model} tells {', '.join(self.model.labels)} apart, but the protocol is of "
+                f"{', '.join(self.protocol.labels)}; set both by labels/classes"
             )
         inside = self.model.encoder
         if inside is not None and features.front_end.spec != inside.hears:
@@ -213,6 +220,12 @@ class Experiment:
             "train/with_validation = True": self.training.with_validation,
             f"train/loss = '{self.loss.kind}'": self.loss.kind != "cross_entropy",
             f"train/logit_adjustment = {self.loss.logit_adjustment}": self.loss.logit_adjustment > 0,
+            f"train/accumulate = {self.training.accumulate}": self.training.accumulate > 1,
+            f"train/keep = '{self.training.keep}'": self.training.keep != "best",
+            f"train/smoothing = {self.training.smoothing}": self.training.smoothing > 0,
+            f"train/precision = '{self.training.precision}'": self.training.precision != "float32",
+            "augment": bool(self.augment.operations),
+            "Features.cached = False": not self.features.cached,
         }
         if named := [name for name, used in idle.items() if used]:
             raise UserError(f"{' and '.join(named)}: means nothing to a solver, which makes no steps; leave it out")

@@ -8,7 +8,6 @@ the model card, ``parity.json`` and, written last, ``export.json`` with the chec
 import copy
 import io
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from ser.card import model_card
 from ser.encoders import EncoderFeatures, fingerprint
 from ser.errors import UserError, first_line
 from ser.export_index import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, read_index
-from ser.files import cannot_write, run_folder, sha256_of, write_bytes, write_json, write_text
+from ser.files import cannot_write, locked, run_folder, sha256_of, write_bytes, write_json, write_text
 from ser.layers import InputNorm
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures
 from ser.pipeline import Pipeline
@@ -36,6 +35,7 @@ from ser.training_state import check_made_with
 
 __all__ = ["export", "exported", "int8", "onnx", "pipeline_of", "script", "write_index"]
 
+FRESH, OLD = ".export.new", ".export.old"  # beside the export while it is written
 TOLERANCE = 1e-4  # largest difference in probability to the eager model
 EXAMPLE = (24_000, 17_000)  # samples of the two clips that are traced, unlike any that parity is seen on
 PT2_SAMPLES = MOST_SAMPLES - 480  # samples; torch.export cannot tell the two lengths of the mel apart at 30 s
@@ -107,22 +107,29 @@ def export(name: str, progress: bool = True) -> tuple[Path, dict[str, Any]]:
     """
     trained = load_trained(name)
     folder = trained.run.folder / "export"
-    fresh, old = folder.with_name(f".export.{os.getpid()}"), folder.with_name(f".export.old.{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
-        parity = fill(fresh, trained, progress)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    finally:
-        if old.exists() and not folder.exists():  # stopped between the two
-            old.rename(folder)
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with locked(folder.with_name(".export.lock"), f"{folder}: another process exports this run; wait for it"):
+        clear(folder)
+        fresh = folder.with_name(FRESH)
+        try:
+            fresh.mkdir(parents=True)
+            parity = fill(fresh, trained, progress)
+            if folder.exists():
+                folder.rename(folder.with_name(OLD))
+            fresh.rename(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        finally:
+            clear(folder)
     return folder, parity
+
+
+def clear(folder: Path) -> None:
+    """Remove what an export that was stopped has left; between its two renames that is the export before it."""
+    fresh, old = folder.with_name(FRESH), folder.with_name(OLD)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fill(folder: Path, trained: TrainedRun, shown: bool) -> dict[str, Any]:
@@ -374,7 +381,8 @@ def exported(name: str) -> Path:
         same = checkpoints.is_of(read_index(folder).get("checkpoint"), best)
         made = (folder / INDEX).stat().st_mtime
         # The card tells of evaluations; of those made since it would not.
-        later = [path for path in run.glob("eval/*/*.json") if path.stat().st_mtime > made]
+        told = [*run.glob("eval/*/*.json"), *run.glob("scorings.jsonl"), *run.parent.glob("*-cv-*/eval/*/metrics.json")]
+        later = [path for path in told if path.stat().st_mtime > made]
         if same and not later and "unfinished" not in read_index(folder)["tags"]:
             return folder
     return export(name)[0]

@@ -230,6 +230,9 @@ class RunningNorm(InputNorm):
     def follow(self, x: Tensor) -> None:
         """Let a batch [B, E] into the running statistics."""
         self.steps += 1
+        if len(x) == 1 and int(self.steps) == 1:  # nothing to take a deviation of, which stays 1
+            self.mean.copy_(x[0])
+            return
         share = max(self.momentum, 1 / int(self.steps))
         away = x.mean(0) - self.mean
         spread = self.std.square() * (1 - share) + share * x.var(0, correction=0) + share * (1 - share) * away.square()

@@ -77,11 +77,19 @@ class Loss:
             raise UserError(f"Loss.label_smoothing is {label_smoothing}; expected a share in [0, 1)")
         if focal_gamma < 0:
             raise UserError(f"Loss.focal_gamma is {focal_gamma}; expected 0 or more")
-        if kind == "aam" and label_smoothing:
-            raise UserError(
-                f"train/loss is 'aam' and label_smoothing {label_smoothing}: an angular margin needs hard labels; set "
-                "'train/label_smoothing = 0.0'"
-            )
+        needs_hard_labels = {
+            "train/loss is 'aam'": (kind == "aam", "an angular margin needs hard labels"),
+            "train/loss is 'focal'": (kind == "focal", "the shares of the other classes would outweigh an easy clip"),
+            f"train/logit_adjustment is {logit_adjustment}": (
+                logit_adjustment > 0,
+                "rare classes would be answered for all clips",
+            ),
+        }
+        for setting, (used, reason) in needs_hard_labels.items():
+            if used and label_smoothing:
+                raise UserError(
+                    f"{setting} and label_smoothing {label_smoothing}: {reason}; set 'train/label_smoothing = 0.0'"
+                )
         if logit_adjustment < 0 or not 0 <= margin < math.pi / 2 or scale <= 0:
             raise UserError(
                 f"Loss: logit_adjustment {logit_adjustment}, margin {margin}, scale {scale}; expected none below 0, "

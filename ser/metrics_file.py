@@ -6,9 +6,9 @@ from typing import Any
 
 from ser import checkpoints
 from ser.errors import UserError
-from ser.files import read_json
+from ser.files import read_json, sha256_of
 
-__all__ = ["commits_of", "current_figures", "highest", "is_known", "is_of_best"]
+__all__ = ["commits_of", "current_figures", "highest", "is_known", "is_of_best", "is_of_parts"]
 
 KNOWN = {"classes", "gaps", "part", "reliability", "tags"}  # keys that only this version's metrics.json has
 
@@ -45,7 +45,35 @@ def current_figures(folder: Path, evaluation: str, **wanted: Any) -> dict[str, A
     except UserError:
         return None
     good = is_of_best(figures, checkpoints.load(best)) if best.is_file() else is_known(figures)
+    good = good and is_of_parts(figures, path.parent)
     return figures if good and all(figures.get(name) == value for name, value in wanted.items()) else None
+
+
+def is_of_parts(figures: Mapping[str, Any], folder: Path) -> bool:
+    """Say whether pooled or averaged figures are of what their folds or members answer today.
+
+    Runs that are gone, and figures that say nothing of their parts, are believed.
+
+    Args:
+        figures: of a ``metrics.json``.
+        folder: in which it lies.
+    """
+    outputs = folder.parents[2]
+    for fold in figures.get("folds") or []:
+        run = outputs / fold["run"]
+        if fold.get("checkpoint") and (run / checkpoints.BEST).is_file():
+            try:
+                own = read_json(run / "eval" / folder.name / "metrics.json")
+            except UserError:
+                return False
+            if not checkpoints.same(own.get("checkpoint"), fold["checkpoint"]):
+                return False
+    for member, sha256 in (figures.get("member_answers") or {}).items():
+        if (outputs / member).is_dir():
+            answers = outputs / member / "eval" / folder.name / "predictions.csv"
+            if not answers.is_file() or sha256_of(answers) != sha256:
+                return False
+    return True
 
 
 def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:

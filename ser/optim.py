@@ -49,7 +49,8 @@ class AdamW:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 scale = (scales or {}).get(name, 1.0)
-                groups.setdefault((scale, parameter.dim() > 1), []).append(parameter)
+                matrix = sum(size > 1 for size in parameter.shape) > 1
+                groups.setdefault((scale, matrix), []).append(parameter)
         options = [
             {"params": members, "lr": self.lr * scale, "scale": scale, "weight_decay": self.weight_decay * matrix}
             for (scale, matrix), members in groups.items()
@@ -73,8 +74,9 @@ class WarmupCosine:
     final: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"WarmupCosine.warmup is {self.warmup}; expected a share of the steps in [0, 1)")
+        for name, value in (("warmup", self.warmup), ("final", self.final)):
+            if not 0 <= value < 1:
+                raise UserError(f"WarmupCosine.{name} is {value}; expected a share in [0, 1)")
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor on the peak learning rate at ``step`` (from 0) of ``steps``."""

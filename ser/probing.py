@@ -20,7 +20,7 @@ from ser.predictions import Predictions
 from ser.progress import cores, progress_bar
 from ser.scoring import score
 from ser.stats import columns
-from ser.stats_probe import NEVER, StatsProbe, logistic_regression
+from ser.stats_probe import NEVER, StatsProbe, logistic_regression, turned
 
 __all__ = ["check_layers", "probe", "table"]
 
@@ -112,9 +112,9 @@ def held_out_logits(
     """Fit on all but the held-out rows of x [N, F] and return the logits [H, size] of those."""
     rest = np.setdiff1d(np.arange(len(x)), held_out)
     mean, std = x[rest].mean(0), x[rest].std(0).clip(1e-5)
-    known, coefficients, intercepts = logistic_regression(
-        (x[rest] - mean) / std, classes[rest], weights[classes[rest]], strength
-    )
+    seen, basis = turned((x[rest] - mean) / std)
+    known, coefficients, intercepts = logistic_regression(seen, classes[rest], weights[classes[rest]], strength)
+    coefficients = coefficients if basis is None else coefficients @ basis.T
     logits = np.full((len(held_out), size), NEVER)
     logits[:, known] = (x[held_out] - mean) / std @ coefficients.T + intercepts
     return logits

@@ -45,6 +45,8 @@ def publish(folder: Path, url: str, overwrite: bool = False, private: bool = Fal
     if private and not is_hub(url):
         raise UserError(f"{shown(url)}: who may read is the storage's to say; --private is for hf://")
     index = read_index(folder)
+    if "unfinished" in index.get("tags", []):
+        raise UserError(f"{folder}: its run is not finished; go on with: just resume {index['run']}, then export again")
     files = sorted(index["files"])
     for name in files:
         checked_file(folder, index, name)
@@ -60,8 +62,8 @@ def to_store(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: 
     """Upload to an fsspec target, the index last."""
     store, root = opened(url)
     try:
-        published = store.cat_file(f"{root}/{INDEX}") if store.exists(f"{root}/{INDEX}") else b""
-        current = json.loads(published)["at"].rstrip("/") if published else ""
+        there = store.exists(f"{root}/{INDEX}")
+        current = json.loads(store.cat_file(f"{root}/{INDEX}"))["at"].rstrip("/") if there else ""
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{shown(url)}/{INDEX}: not the index of an export; choose another place") from error
     except Exception as error:  # of the client of the storage, credentials among it
@@ -82,7 +84,10 @@ def to_store(folder: Path, files: Sequence[str], url: str, pin: str, overwrite: 
             if local:  # other stores show a file when it is whole
                 store.mv(f"{there}.part", there)
             done.append(f"uploaded  {name}")
-        store.pipe_file(f"{root}/{INDEX}", pointer(pin))
+        current_index = f"{root}/{INDEX}"
+        store.pipe_file(f"{current_index}.part" if local else current_index, pointer(pin))
+        if local:
+            store.mv(f"{current_index}.part", current_index)
     except Exception as error:
         raise unreachable(url, error) from error
     return [*done, f"published {shown(url)}, version {version}"]

@@ -18,6 +18,7 @@ from ser.metrics_file import is_known
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
 from ser.robustness import shown_value
+from ser.scoring_count import scorings_now
 from ser.subgroups import read_subgroups
 from ser.wording import (
     TITLES,
@@ -31,6 +32,7 @@ from ser.wording import (
 
 __all__ = ["report"]
 
+SHAKY = {"unfinished", "speakers-seen"}  # tags of figures that no headline is made of where there are others
 MISTAKES = 12  # that are shown, the most confident first
 PACKAGES = ("torch", "transformers", "speechbrain", "numpy")  # whose versions are named at once
 
@@ -53,7 +55,7 @@ def report(name: str, sound: bool = False) -> Path:
         )
     order = {"test": 0, "val": 1}
     good = [(place, metrics) for place, metrics in evaluations if is_known(metrics)]
-    good.sort(key=lambda pair: (order.get(pair[1]["part"], 2), pair[0].name))
+    good.sort(key=lambda pair: (bool(SHAKY & set(pair[1]["tags"])), order.get(pair[1]["part"], 2), pair[0].name))
     old = sorted(place.name for place, metrics in evaluations if not is_known(metrics))
     links = "".join(f'<a href="#{escape(place.name)}">{escape(place.name)}</a>' for place, _ in good)
     parts = [
@@ -72,9 +74,10 @@ def report(name: str, sound: bool = False) -> Path:
 
 def headline(metrics: dict[str, Any]) -> str:
     """Return what the first evaluation says, in a line."""
+    tags = "".join(f" [{tag}]" for tag in metrics["tags"])
     return (
         f"<p>{escape(metrics['model'])}, trained on {escape(metrics['trained_on'])}: "
-        f"<b>UAR {escape(with_interval(metrics, 'uar'))}</b> on {escape(title_of(metrics))}.</p>"
+        f"<b>UAR {escape(with_interval(metrics, 'uar'))}</b> on {escape(title_of(metrics) + tags)}.</p>"
     )
 
 
@@ -99,7 +102,7 @@ def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
         for label, values in metrics["classes"].items()
     ]
     return [
-        protocol(metrics),
+        protocol(folder, metrics),
         "<h3>Figures</h3>" + table(("figure", "value"), figures) + f'<p class="soft">{escape(note)}</p>',
         "<h3>Classes</h3>" + table(("class", "clips", "precision", "recall", "F1", "AUC"), each, (1,)),
         "<h3>Confusion</h3>" + matrix(metrics["labels"], metrics["confusion"]),
@@ -112,7 +115,7 @@ def scored(folder: Path, metrics: dict[str, Any], sound: bool) -> list[str]:
     ]
 
 
-def protocol(metrics: dict[str, Any]) -> str:
+def protocol(folder: Path, metrics: dict[str, Any]) -> str:
     """Return the box that says what the figures are of."""
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in metrics["tags"])
     facts = [
@@ -120,7 +123,7 @@ def protocol(metrics: dict[str, Any]) -> str:
         f"labels {metrics['label_source']}, trained on {metrics['trained_labels']}",
         "no speaker of them was trained on" if metrics["speaker_independent"] else "not independent of the speaker",
         f"split {metrics['split_sha256'][:12]}",
-        f"test scorings {metrics['test_scorings']}",
+        f"test scorings {scorings_now(folder.parents[1], metrics)}",
     ]
     if chosen := metrics.get("chosen"):
         facts.append(chosen[0].lower() + chosen[1:].rstrip("."))
@@ -154,8 +157,9 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     if not (folder / "robustness.json").is_file():
         return ""
     made, rows = read_json(folder / "robustness.json"), []
-    if not checkpoints.same(made.get("checkpoint"), metrics.get("checkpoint")):
-        return "<h3>Robustness</h3><p>Of other weights than these; make it again: just robustness RUN.</p>"
+    same_clips = made.get("clips_sha256") == metrics.get("clips_sha256")
+    if not same_clips or not checkpoints.same(made.get("checkpoint"), metrics.get("checkpoint")):
+        return "<h3>Robustness</h3><p>Of other weights or clips than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:
         uar, change = estimate_of(row, "uar"), estimate_of(row, "change", "+")
         rows.append((row["kind"], shown_value(row), uar, change, f"{row['same_answers']:.2f}"))

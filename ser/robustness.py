@@ -14,13 +14,14 @@ from ser.augment import ClipRandom
 from ser.batches import ClipReader, SoundSource
 from ser.distortions import CONDITIONS, Distortion, recorded
 from ser.errors import UserError
+from ser.evaluation import clips_hash
 from ser.extraction import stored
 from ser.features import Features, store_folder
 from ser.files import read_json, write_csv, write_json
 from ser.metadata import Clip
 from ser.predictions import Predictions
 from ser.progress import progress_bar
-from ser.run_evaluation import about_run, predict_clips, seen_tags, tags_of
+from ser.run_evaluation import about_run, predict_clips, scorable, seen_tags, tags_of
 from ser.runs import load_trained
 from ser.samplers import bucketed
 from ser.scoring import draws_of, interval_reason
@@ -131,7 +132,7 @@ def robustness(
     kinds = CONDITIONS | (recorded(noise) if noise else {})
     trained = load_trained(name)
     protocol, features = trained.experiment.protocol, trained.experiment.features
-    clips = protocol.part(part)
+    clips = scorable(protocol, part)
     seen_tags(trained, clips, part, seen=False)  # raises
     folder = trained.run.folder / "eval" / protocol.evaluation_name(part)
     index = store_folder(protocol.corpus, features) / "index.json"
@@ -168,6 +169,7 @@ def robustness(
     about = about_run(trained)
     tags = tags_of(trained)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
+    facts["clips_sha256"] = clips_hash(clips)
     facts |= {"tags": tags, "clips_missing": protocol.table.missing, "noise": noise}
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
     plots.robustness(

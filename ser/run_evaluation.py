@@ -33,6 +33,7 @@ __all__ = [
     "is_current",
     "predict_clips",
     "raters",
+    "scorable",
     "seen_tags",
     "tags_of",
 ]

@@ -1,11 +1,15 @@
 """How often a test part was scored: every scoring of a run leaves a line in its folder."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ser.files import append_line
+from ser.splits import evaluation_name
 
-__all__ = ["count_scoring", "times_scored"]
+__all__ = ["count_scoring", "parts_scored", "scorings_now", "times_scored"]
 
 SCORINGS = "scorings.jsonl"  # in a run's folder
 
@@ -29,3 +33,18 @@ def times_scored(run: Path, what: str) -> int:
     # Lines are looked at as text: one that a crash cut short is no JSON.
     begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
     return sum(line.startswith(begins) for line in lines)
+
+
+def scorings_now(run: Path, metrics: Mapping[str, Any]) -> int:
+    """Return how often a run was scored on what a ``metrics.json`` is of, also since that was written."""
+    if metrics["part"] not in ("test", "all"):
+        return 0
+    what = evaluation_name(metrics["corpus"], metrics["split_scheme"], metrics["part"])
+    return max(metrics["test_scorings"] or 0, times_scored(run, what))
+
+
+def parts_scored(run: Path) -> set[tuple[str, str]]:
+    """Return corpus and scheme of every test part that a run was scored on, in whatever way."""
+    path = run / SCORINGS
+    text = path.read_text() if path.is_file() else ""
+    return set(re.findall(r'"scored": "(\w+)-(\w+)-test[-"]', text))

@@ -15,7 +15,7 @@ from ser.errors import UserError, nearest
 from ser.interfaces import Solvable
 from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, SpeakerStatistics
 
-__all__ = ["NEVER", "StatsProbe", "logistic_regression"]
+__all__ = ["NEVER", "StatsProbe", "logistic_regression", "turned"]
 
 SOLVERS = ("closed_form", "loop")
 NEVER = -30.0  # logit of a class that training has not met
@@ -74,6 +74,11 @@ class StatsProbe(Solvable):
             raise UserError(f"StatsProbe.strengths is {list(strengths)}; expected one value or more, all above 0")
         if not wccn >= 0 or (wccn and solver != "closed_form"):
             raise UserError(f"StatsProbe.wccn is {wccn}; expected 0 or more, and the solver closed_form")
+        if refit and solver == "loop":
+            raise UserError(
+                "StatsProbe.refit is of the solver closed_form; in the loop set 'stats/refit = False', and to train on "
+                "the validation part, too: train/with_validation"
+            )
         self.labels = tuple(labels)
         self.input_shape = (layers, 2 * width)
         self.norm = InputNorm(self.input_shape, normalisation, prior)
@@ -83,8 +88,8 @@ class StatsProbe(Solvable):
         self.solves = solver == "closed_form"
         self.strengths = tuple(strengths)
         self.wccn = wccn
-        self.scaled: tuple[Batch, np.ndarray] | None = None
-        self.refit = refit and self.solves
+        self.refit = refit
+        self.reduced: tuple[Batch, np.ndarray, np.ndarray | None] | None = None
 
     def embed(self, inputs: Tensor, lengths: Tensor, speakers: SpeakerStatistics | None = None) -> Tensor:
         """Normalise statistics [B, L, 2D] to [B, 2LD], or [B, 2D] of a weighted sum; lengths are not looked at."""
@@ -98,52 +103,81 @@ class StatsProbe(Solvable):
     @torch.no_grad()
     def solve(self, batch: Batch, weights: Tensor, strength: float) -> None:
         """Find the weights by scikit-learn's logistic regression; a soft target is a weighted clip of each class."""
-        x = self.embed(batch.inputs, batch.lengths, batch.speakers).cpu().double().numpy()
+        x, map_back = self.reduce(batch)
         rows, classes = batch.targets.cpu().nonzero(as_tuple=True)
         shares = (batch.targets.cpu()[rows, classes] * weights.cpu()[classes]).numpy()
-        scaling = self.scaling(x, batch) if self.wccn else None
-        x = x if scaling is None else x @ scaling
-        known, coefficients, intercepts = logistic_regression(x[rows.numpy()], classes.numpy(), shares, strength)
-        coefficients = coefficients if scaling is None else coefficients @ scaling.T
+        one_each = len(rows) == len(x) and bool((rows.diff() == 1).all())  # no copy of what may be gigabytes
+        x = x if one_each else x[rows.numpy()]
+        known, coefficients, intercepts = logistic_regression(x, classes.numpy(), shares, strength)
+        coefficients = coefficients if map_back is None else coefficients @ map_back.T
         self.head.weight.zero_()
         self.head.bias.fill_(NEVER)
         self.head.weight[known] = torch.from_numpy(coefficients).to(self.head.weight)
         self.head.bias[known] = torch.from_numpy(intercepts).to(self.head.bias)
 
-    def scaling(self, x: np.ndarray, batch: Batch) -> np.ndarray:
-        """Return ``within_class_scaling`` of a batch's features; that of the last batch is kept for other strengths.
+    def reduce(self, batch: Batch) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return features [N, K] to solve on, and the matrix [F, K] that maps coefficients back, None for none.
+
+        Those of the last batch are kept for other strengths.
 
         Raises:
-            UserError: clips whose speakers are unknown.
+            UserError: clips whose speakers are unknown, with ``wccn``.
         """
-        if self.scaled is None or self.scaled[0] is not batch:
-            speakers = [clip.speaker for clip in batch.clips]
-            if "" in speakers:
-                raise UserError("stats/wccn needs to know who speaks, but clips lack a speaker; set 'stats/wccn = 0.0'")
-            groups = list(zip(speakers, batch.targets.argmax(1).tolist(), strict=True))
-            self.scaled = (batch, within_class_scaling(x, groups, self.wccn))
-        return self.scaled[1]
+        if self.reduced is None or self.reduced[0] is not batch:
+            x = self.embed(batch.inputs, batch.lengths, batch.speakers).cpu().double().numpy()
+            features = x.shape[1]
+            x, basis = turned(x)
+            if self.wccn:
+                scaling = within_class_scaling(x, groups_of(batch), self.wccn, features)
+                basis = scaling if basis is None else basis @ scaling
+                x = x @ scaling
+            self.reduced = (batch, x, basis)
+        return self.reduced[1:]
 
 
-def within_class_scaling(x: np.ndarray, groups: Sequence[Hashable], wccn: float) -> np.ndarray:
-    """Return the matrix [F, K] that scales features down along what differs within groups, see ``StatsProbe``.
+def groups_of(batch: Batch) -> list[tuple[str, int]]:
+    """Return speaker and emotion of each clip.
+
+    Raises:
+        UserError: a clip without a speaker.
+    """
+    speakers = [clip.speaker for clip in batch.clips]
+    if "" in speakers:
+        raise UserError("stats/wccn needs to know who speaks, but clips lack a speaker; set 'stats/wccn = 0.0'")
+    return list(zip(speakers, batch.targets.argmax(1).tolist(), strict=True))
+
+
+def turned(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Turn more features than rows so that all but N are zero: a linear problem with an L2 penalty stays the same.
 
     Args:
         x: float [N, F].
+
+    Returns:
+        float [N, min(N, F)], and the basis [F, N] that maps coefficients back; None where nothing was turned.
+    """
+    if x.shape[1] <= x.shape[0]:
+        return x, None
+    basis = np.linalg.qr(x.T)[0]
+    return x @ basis, basis
+
+
+def within_class_scaling(x: np.ndarray, groups: Sequence[Hashable], wccn: float, features: int) -> np.ndarray:
+    """Return the matrix [K, K] that scales features down along what differs within groups, see ``StatsProbe``.
+
+    Args:
+        x: float [N, K].
         groups: of each row, such as its speaker and emotion.
         wccn: how much.
+        features: number that x had before it was turned, over which the mean variance is taken.
     """
-    basis = np.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [F, N]: all that N rows can tell of
-    rest = x.copy() if basis is None else x @ basis
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     place = np.array([numbers[group] for group in groups])
-    sums = np.zeros((len(numbers), rest.shape[1]))
-    np.add.at(sums, place, rest)
-    rest -= (sums / np.bincount(place)[:, None])[place]
+    sums = np.zeros((len(numbers), x.shape[1]))
+    np.add.at(sums, place, x)
+    rest = x - (sums / np.bincount(place)[:, None])[place]
     values, vectors = np.linalg.eigh(rest.T @ rest)
-    mean = values.sum() / x.shape[1]
-    scaled = vectors / np.sqrt(1 + wccn * values.clip(0) / max(mean, 1e-12))
-    return scaled if basis is None else basis @ scaled
+    return vectors / np.sqrt(1 + wccn * values.clip(0) / max(values.sum() / features, 1e-12))
 
 
 def logistic_regression(
@@ -168,12 +202,10 @@ def logistic_regression(
 
     if len(np.unique(classes)) < 2:
         raise UserError("the clips to learn from all have one emotion; expected two or more: see just histogram CORPUS")
-    # More features than clips: turned so that all but N features are zero, the problem is the same and smaller.
-    turn = np.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [F, N]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the figures stand still long before the weights do
-        solver = LogisticRegression(C=strength, max_iter=1000).fit(x if turn is None else x @ turn, classes, shares)
+        solver = LogisticRegression(C=strength, max_iter=1000).fit(x, classes, shares)
     coefficients, intercepts = solver.coef_, solver.intercept_
     if len(solver.classes_) == 2:  # scikit-learn then has one row, of the second class
         coefficients, intercepts = coefficients * [[-0.5], [0.5]], intercepts * [-0.5, 0.5]
-    return solver.classes_, coefficients if turn is None else coefficients @ turn.T, intercepts
+    return solver.classes_, coefficients, intercepts

@@ -11,9 +11,10 @@ import numpy as np
 from ser import metrics, stats
 from ser.errors import UserError
 from ser.files import outputs_folder, read_json, write_csv, write_text
+from ser.metrics_file import is_of_parts
 from ser.predictions import read_predictions
 from ser.scoring import draws_of, sums_of
-from ser.scoring_count import times_scored
+from ser.scoring_count import parts_scored, scorings_now, times_scored
 from ser.splits import evaluation_name
 from ser.wording import aligned, estimate, estimate_of, title_of
 
@@ -34,9 +35,11 @@ def collect(outputs: Path) -> list[dict[str, Any]]:
     rows = []
     for path in outputs.glob("*/eval/*/metrics.json"):
         try:
-            rows.append(row_of(path, read_json(path)))
-        except (UserError, AttributeError, KeyError, TypeError) as error:
-            print(f"left out: {path}: not an evaluation of ser ({error}); score the run again", file=sys.stderr)
+            if not is_of_parts(made := read_json(path), path.parent):
+                raise UserError("its runs were trained or scored again since")
+            rows.append(row_of(path, made))
+        except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+            print(f"left out: {path}: not an evaluation to rely on ({error}); score it again", file=sys.stderr)
     return sorted(rows, key=lambda row: (row["corpus"], row["split_scheme"], row["part"], -row["uar"], row["run"]))
 
 
@@ -49,6 +52,7 @@ def row_of(path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     for name in SHOWN:
         figure = None if evaluation[name] is None else float(evaluation[name])
         row |= stats.columns(name, figure, evaluation["ci95"][name])
+    row["uar"], row["test_scorings"] = float(evaluation["uar"]), scorings_now(path.parents[2], evaluation)
     strict = evaluation.get("strict") or {}
     row["strict_uar"], row["strict_wa"] = strict.get("uar"), strict.get("wa")
     row["tags"] = " ".join(evaluation["tags"])
@@ -103,12 +107,10 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        about = [(each.clips, each.labels, each.speakers) for each in members]
+        about = [(each.clips, each.labels, each.speakers, each.references) for each in members]
         if any(other != about[0] for other in about):
-            print(
-                f"seeds of {paths[0].parents[2].name} were scored on different clips or speakers of {evaluation}",
-                file=sys.stderr,
-            )
+            run = paths[0].parents[2].name
+            print(f"seeds of {run} were scored on different clips, labels or speakers of {evaluation}", file=sys.stderr)
             continue
         weights = draws_of(members[0])
         drawn = np.stack([sums_of(predictions).figures(weights)["uar"] for predictions in members])
@@ -128,13 +130,16 @@ def scorings_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["part"] == "test" and not {"ensemble", "pooled-folds"} & set(row["tags"].split()):
             runs = counts.setdefault((row["corpus"], row["split_scheme"]), {})
-            what = evaluation_name(row["corpus"], row["split_scheme"], "test")
-            since = times_scored(outputs_folder() / row["run"], what)
-            runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"] or 0, since)
+            runs[row["run"]] = max(runs.get(row["run"], 0), row["test_scorings"])
+    for path in sorted(outputs_folder().glob("*/run.gin")):  # those that only `robustness` has scored are among them
+        for corpus, scheme in parts_scored(path.parent):
+            times = times_scored(path.parent, evaluation_name(corpus, scheme, "test"))
+            runs = counts.setdefault((corpus, scheme), {})
+            runs[path.parent.name] = max(runs.get(path.parent.name, 0), times)
     return [
         f"{corpus} {scheme}, test: {len(runs)} run{'s' if len(runs) > 1 else ''} (a fold is a run), scored "
         f"{sum(runs.values())} time{'s' if sum(runs.values()) != 1 else ''} in all"
-        for (corpus, scheme), runs in counts.items()
+        for (corpus, scheme), runs in sorted(counts.items())
     ]
 
 

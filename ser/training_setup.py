@@ -64,6 +64,8 @@ class Setup:
     def everything(self, clips: Sequence[Clip]) -> Batch:
         """Return clips and all their copies as one batch, on the device."""
         readers = [self.reader, *self.copies]
+        for reader in readers:
+            clips = reader.readable(clips)
         return joined([reader.whole(clips) for reader in readers]).to(self.weights.device)
 
     def order(self, training: Training, seed: int, epoch: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from ser import plots
+from ser import dist, plots
 from ser.experiment import Experiment, Run
 from ser.interfaces import Solvable
 from ser.losses import class_weights
@@ -60,6 +60,7 @@ def solve(
         model.solve(setup.everything(heard), weights.to(setup.weights), best)
         save(run.best, experiment, run, state, setup, validated=validated)
     save(run.last, experiment, run, state, setup, scaler)
-    title = plots.tagged_title(run.folder.name, tags=experiment.tags)
-    plots.curves(run.folder / "curves.png", read_log(run.folder), title)
+    if dist.is_main():
+        title = plots.tagged_title(run.folder.name, tags=experiment.tags)
+        plots.curves(run.folder / "curves.png", read_log(run.folder), title)
     tracker.close()

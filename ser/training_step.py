@@ -100,9 +100,11 @@ class Stepper:
             overflow: the loss was finite, so that gradients in half precision may only have been scaled too much.
         """
         if self.scaler.is_enabled():
-            lower = self.scaler.get_scale() * self.scaler.get_backoff_factor()
-            self.scaler.update(lower)
-            if overflow and lower >= 1:
+            before = self.scaler.get_scale()
+            self.scaler.update()  # which unscaling has told of values that are not finite
+            if self.scaler.get_scale() >= before:  # the loss itself is not finite, the gradients happen to be
+                self.scaler.update(before * self.scaler.get_backoff_factor())
+            if overflow and self.scaler.get_scale() >= 1:
                 return {"train/overflow": 1}
         return {"train/skipped": 1}
 
@@ -133,7 +135,7 @@ class Stepper:
         return [buffer for buffer in self.setup.model.buffers() if buffer.is_floating_point()]
 
     def add_up(self, sums: Tensor) -> Tensor:
-        """Add up sums and gradients over all processes and average statistics, in one exchange."""
+        """Add up sums and gradients over all processes and average statistics of the model."""
         if dist.world_size() == 1:
             return sums
         for parameter in self.trained:

@@ -82,7 +82,7 @@ def title_of(metrics: Mapping[str, Any]) -> str:
         fold = f" fold {metrics['fold']}" if metrics["fold"] else ""
         part = {"test": "test part", "val": "validation part"}.get(metrics["part"], metrics["part"])
         name = f"{metrics['corpus']} {metrics['split_scheme']}{fold}, {part}"
-    if metrics["label_source"] != metrics["trained_labels"]:
+    if {metrics["label_source"], metrics["trained_labels"]} != {"intended"}:
         name += f", labels {metrics['label_source']}"
     if clips := metrics.get("speaker_clips"):
         name += f", normalised by {clips} clip{'s' if clips > 1 else ''} of each speaker, the scored one among them"

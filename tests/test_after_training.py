@@ -28,6 +28,7 @@ from ser import (
     report,
     robustness,
     runs,
+    summary,
     training,
 )
 from ser.augment import ClipRandom
@@ -95,8 +96,14 @@ def test_a_run_is_scored_on_every_condition_and_the_clean_one_is_its_evaluation(
     again = robustness.robustness(run.folder.name, "val", progress=False)[1]
     assert again == rows
     assert not (run.folder / "scorings.jsonl").exists()
+    assert "UAR on worse recordings" in report.report("last").read_text()
+    assert "| white noise, dB | 20 |" in card.robustness(runs.load_trained("last"))
+    write_json(folder / "robustness.json", read_json(folder / "robustness.json") | {"clips_sha256": "of other labels"})
+    assert "Of other weights or clips than these" in report.report("last").read_text()
+    assert "Not measured" in card.robustness(runs.load_trained("last"))
     few.pop("babble, dB")
     robustness.robustness("last", "test", progress=False)
+    assert summary.scorings_text([]) == ["ravdess emobox6, test: 1 run (a fold is a run), scored 1 time in all"]
     assert evaluate("last", "test", progress=False)[1]["test_scorings"] == 2
     with pytest.raises(UserError, match="what a model was trained on is not scored"):
         robustness.robustness("last", "train")
@@ -282,9 +289,12 @@ def test_seeds_are_scored_as_one_and_what_does_not_belong_together_is_refused(tr
     assert done.returncode == 0, done.stderr
     assert "0.500  demo_ecapa" in done.stdout
     other = train("demo_ecapa", "split/scheme = 'kfold5'", "split/fold = 2")
+    link = trained_home / "another way there"
+    link.symlink_to(first.folder)
     for arguments, settings, says in [
         ((names[0],), {}, "two or more different runs"),
         ((names[0], names[0]), {}, "two or more different runs"),
+        ((names[0], str(link)), {}, "two or more different runs"),
         (names, {"average": "median"}, "average is 'median'"),
         (names, {"part": "val", "weights": "fitted"}, "cannot be scored on it"),
         ((names[0], other.folder.name), {}, "no evaluation on 'test' that all runs have"),
@@ -331,7 +341,7 @@ def test_an_ensemble_says_what_each_member_was_trained_on(trained_home):
         assert metrics["trained_on"] == "demo holdout; demo holdout, validation speakers too"
 
 
-def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home):
+def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home, capsys):
     folder, pooled = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
     first = folder.parents[1]
     shutil.copytree(first, first.with_name("as-if-of-another-seed"))
@@ -342,9 +352,22 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
         assert "Confusion" in report.report(name).read_text()
     assert "Folds" in report.report(names[0]).read_text()
     assert comparing.compare(*names)[1]["n_clips"] == metrics["n_clips"]
-    figures = card.figures(runs.load_trained(pooled["folds"][1]["run"]), [])
+    assert {row["run"] for row in summary.write()[1]} >= {*names, scored.parents[1].name}
+    fold = trained_home / "outputs" / pooled["folds"][1]["run"]
+    own = fold / "eval/demo-kfold5-test/metrics.json"
+    before = own.read_text()
+    write_json(own, read_json(own) | {"checkpoint": {"epoch": 9, "step": 1, "crc32": 1}})  # trained and scored again
+    with pytest.raises(UserError, match="score it again"):
+        comparing.compare(*names)
+    assert "pooled-folds" not in card.figures(runs.load_trained(fold.name), [])
+    assert not {row["run"] for row in summary.write()[1]} & {*names}
+    assert f"{first.name}/eval/demo-kfold5-test/metrics.json: not an evaluation to rely on" in capsys.readouterr().err
+    own.write_text(before)
+    figures = card.figures(runs.load_trained(fold.name), [])
     assert f"{pooled['uar']:.3f}" in figures
     assert "pooled-folds" in figures
+    (first / "eval/demo-kfold5-test/predictions.csv").write_text("")
+    assert scored.parents[1].name not in {row["run"] for row in summary.write()[1]}, "an ensemble of other answers"
 
 
 def test_figures_of_other_weights_or_of_an_earlier_version_are_made_again(trained_home):

@@ -243,3 +243,23 @@ def test_a_sound_source_reads_files_at_16_khz_and_knows_their_length(tmp_path):
         one = clip(name, seconds=seconds)
         assert source.read(one).shape == (source.length(one),) == (round(seconds * 16_000),)
     np.testing.assert_allclose(source.read(clip("a")).numpy(), sound, atol=1e-4)
+
+
+class Damaged(Counting):
+    """One of its clips cannot be read."""
+
+    def read(self, clip):
+        if clip.clip == "b":
+            raise UserError("b: damaged")
+        return super().read(clip)
+
+
+def test_a_clip_that_cannot_be_read_is_skipped_also_where_it_tells_of_its_speaker(capsys):
+    source = Damaged("frames", **dict(zip("abc", SPANS, strict=True)))
+    reader = batches.ClipReader(source, LABELS, enrolled=CLIPS, skip=True)
+    batch = reader.whole(reader.readable(CLIPS))
+    assert batch.names == ["a", "c"]
+    assert batch.speakers.count.tolist() == [2, 2]
+    assert capsys.readouterr().err == "skipped: b: damaged\n"
+    with pytest.raises(UserError, match="b: damaged"):
+        batches.ClipReader(source, LABELS, enrolled=CLIPS).whole(CLIPS[:1])

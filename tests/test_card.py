@@ -1,5 +1,6 @@
 """The model card: what the hub reads, and what a reader must know."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ def test_the_hub_reads_its_front_matter(text, delivered):
     (uar,) = [result for result in data.eval_results if result.metric_type == "uar"]
     assert uar.dataset_type == "demo"
     assert f"{uar.metric_value:.3f}" in text
+    assert uar.dataset_name.endswith("[speaker-normalised]"), "whoever reads only the hub's table is told, too"
 
 
 def test_it_says_protocol_figures_limits_and_how_to_cite(text, delivered, monkeypatch):
@@ -58,6 +60,7 @@ def test_robustness_stands_in_it_where_it_was_measured_of_these_weights(delivere
     measured = {"kind": "white", "value": 20.0, "uar": 0.5, "uar_low": 0.4, "uar_high": 0.6, "same_answers": 0.75}
     for state, shown in ((model.checkpoint["state"], True), ({"epoch": 99, "step": 1}, False)):
         facts = {"checkpoint": {name: state[name] for name in ("epoch", "step")}, "rows": [measured]}
+        facts["clips_sha256"] = json.loads((next(run.glob("eval/*")) / "metrics.json").read_text())["clips_sha256"]
         (next(run.glob("eval/*")) / "robustness.json").write_text(json.dumps(facts))
         text = card.model_card(model, {"formats": {}, "left_out": {}}, 7)
         assert ("| white | 20 | 0.500 [0.400, 0.600] | 0.75 |" in text) is shown
@@ -80,6 +83,13 @@ def test_it_says_what_the_weights_have_heard(trained_home):
     assert f"Training began with the weights of {name}, which was trained on demo." in begun
     assert "at random" not in begun
     assert "and all of demo." in told("ravdess_ecapa", "data/extra = ['demo']")
+
+
+def test_a_run_that_is_not_finished_says_so(delivered, monkeypatch):
+    monkeypatch.setenv("SER_HOME", str(delivered))
+    trained = dataclasses.replace(runs.load_trained("small"), finished=False)
+    text = card.model_card(trained, {"formats": {}, "left_out": {}}, 7)
+    assert "Tags of every figure: `speaker-normalised`, `unfinished`." in text
 
 
 def test_ravdess_is_not_for_commercial_use(encoded, trained_home):

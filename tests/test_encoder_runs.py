@@ -104,7 +104,7 @@ def test_other_weights_of_the_encoder_are_refused(encoded, trained_home):
     [
         ["ecapa/head = 'cosine'", "train/loss = 'aam'", "train/label_smoothing = 0.0"],
         ["train/balanced = True"],
-        ["train/logit_adjustment = 1.0"],
+        ["train/logit_adjustment = 1.0", "train/label_smoothing = 0.0"],
         ["ecapa/normalisation = 'speaker'"],
     ],
     ids=["aam", "balanced", "adjusted", "by speaker"],
@@ -119,10 +119,12 @@ def test_what_corrects_and_normalises_trains(prepared, trained_home, overrides):
     assert 0 <= metrics["uar"] <= 1
 
 
+ADJUSTED, HARD = "train/logit_adjustment = 1.0", "train/label_smoothing = 0.0"
 REFUSED = [
     ("demo_ecapa", ["train/balanced = True", "train/class_weights = 'inverse'"], "correct the balance of classes"),
-    ("demo_ecapa", ["train/balanced = True", "train/logit_adjustment = 1.0"], "more than once"),
-    ("demo_ecapa", ["train/class_weights = 'effective'", "train/logit_adjustment = 1.0"], "more than once"),
+    ("demo_ecapa", ["train/balanced = True", ADJUSTED, HARD], "more than once"),
+    ("demo_ecapa", ["train/class_weights = 'effective'", ADJUSTED, HARD], "more than once"),
+    ("demo_ecapa", [ADJUSTED], "rare classes would be answered"),
     ("demo_ecapa", ["train/loss = 'aam'"], "needs hard labels"),
     ("demo_ecapa", ["train/loss = 'aam'", "train/label_smoothing = 0.0"], "Mixup makes soft ones"),
     ("demo_ecapa", ["Augmentation.operations = [@SoundMixup()]"], "SoundMixup change sound, but Features.cached"),
@@ -132,7 +134,14 @@ REFUSED = [
     (PROMPT, ["prompt/count = 0", "tune/layers = 2", "tune/lora = 4"], "low-rank updates are for frozen layers"),
     ("ravdess_ecapa_aam", ["train/crop_seconds = None"], "which padding would spoil"),
     ("ravdess_stats_probe", ["train/balanced = True"], "means nothing to a solver"),
-    ("ravdess_stats_probe", ["train/loss = 'focal'", "train/logit_adjustment = 1.0"], "means nothing to a solver"),
+    ("ravdess_stats_probe", ["train/loss = 'focal'", ADJUSTED, HARD], "means nothing to a solver"),
+    ("ravdess_stats_probe", ["train/keep = 'last'", "train/accumulate = 2"], "train/accumulate = 2 and train/keep"),
+    ("ravdess_stats_probe", ["train/smoothing = 0.5", "train/precision = 'bf16'"], "means nothing to a solver"),
+    ("ravdess_stats_probe", ["Augmentation.operations = [@Mixup()]"], "augment: means nothing to a solver"),
+    ("ravdess_stats_probe", ["Features.cached = False"], "Features.cached = False: means nothing to a solver"),
+    ("ravdess_stats_probe", ["stats/solver = 'loop'"], "refit is of the solver closed_form"),
+    ("demo_ecapa", ["train/smoothing = 0.5", "train/keep = 'last'"], "chooses no epoch"),
+    ("demo_ecapa", ["Protocol.classes = ['angry', 'sad']"], "but the protocol is of angry, sad; set both"),
     (PROMPT, ["encoder/precision = 'bf16'"], 'train/precision = "bf16"'),
     (PROMPT, ["encoder/hears = @mel.LogMel()"], "hears"),
     (PROMPT, ["prompt/count = 0", "prompt/depth = 2"], "there are no prompts"),

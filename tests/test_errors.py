@@ -60,6 +60,11 @@ def test_some_names_a_few_and_counts_the_rest(count, limit, text):
             "error: /x: Permission denied; give yourself permission to read (or write) it\n",
         ),
         (
+            OSError(36, "File name too long", "x" * 300),
+            2,
+            f"error: {'x' * 100}...: File name too long; expected a shorter name\n",
+        ),
+        (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
             2,
             f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}\n",

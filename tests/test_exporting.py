@@ -258,7 +258,17 @@ def test_a_format_that_answers_otherwise_fails_and_keeps_the_export_before(deliv
     with pytest.raises(UserError, match=r"model\.onnx: its answers differ from the run's by .* at a clip of .* s in a"):
         exporting.export("small", progress=False)
     assert (folder / "export.json").read_text() == before
-    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".export")]
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".export")] == [".export.lock"]
+
+
+def test_an_export_that_was_killed_between_its_renames_is_put_back(tmp_path):
+    folder = tmp_path / "export"
+    for name in (exporting.OLD, exporting.FRESH):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    exporting.clear(folder)
+    assert (folder / "which").read_text() == exporting.OLD
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def test_an_answer_that_is_not_a_number_is_a_difference(sources, few):

@@ -457,3 +457,11 @@ def test_frames_of_several_layers_are_normalised_like_each_alone(kind):
         single = InputNorm(4, kind)
         single.mean, single.std = norm.mean[layer], norm.std[layer]
         torch.testing.assert_close(together[:, :, layer], single(x[:, :, layer], lengths))
+
+
+def test_a_first_batch_of_one_clip_leaves_the_deviation_as_it_is():
+    norm = RunningNorm(3).train()
+    first = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    norm(first).sum().backward()
+    assert norm.std.tolist() == [1.0, 1.0, 1.0]
+    assert first.grad.abs().max() <= 1.0

@@ -111,6 +111,8 @@ def test_every_kind_that_the_loss_takes_can_be_computed(kind):
         ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0; expected"),
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1; expected"),
         ({"focal_gamma": -1.0}, r"focal_gamma is -1\.0; expected"),
+        ({"kind": "focal", "label_smoothing": 0.1}, r"'focal' and label_smoothing 0\.1: .* outweigh an easy clip; set"),
+        ({"logit_adjustment": 1.0, "label_smoothing": 0.1}, "rare classes would be answered for all clips; set"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(wrong, says):

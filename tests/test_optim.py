@@ -35,6 +35,15 @@ def test_only_weight_matrices_decay():
         torch.testing.assert_close(parameter, before[name] * factor, msg=name)
 
 
+def test_a_gain_with_further_dimensions_of_one_does_not_decay():
+    """HuBERT's position convolution has a gain [1, 1, K] of its weight norm."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3), dim=2)
+    gain = layer.parametrizations.weight.original0
+    assert gain.shape == (1, 1, 3)
+    (free,) = [g for g in AdamW(weight_decay=0.5).build(layer).param_groups if g["weight_decay"] == 0]
+    assert any(parameter is gain for parameter in free["params"])
+
+
 def test_every_trained_parameter_is_in_the_optimiser_once_and_no_frozen_one():
     layers = model()
     held = [id(p) for group in AdamW().build(layers).param_groups for p in group["params"]]

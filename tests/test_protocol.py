@@ -92,7 +92,7 @@ def test_some_classes_alone_are_trained_on_and_scored_and_calm_is_what_was_said(
     four = ["angry", "happy", "neutral", "sad"]
     all_of_them = Protocol("ravdess", "emobox6", 1, extra=["crema_d"])
     some = Protocol("ravdess", "emobox6", 1, extra=["crema_d"], classes=four)
-    assert (some.labels, some.tags, all_of_them.tags) == (tuple(four), ["classes-4"], [])
+    assert (some.labels, some.tags, all_of_them.tags) == (tuple(four), ["classes-4", "calm-as-neutral"], [])
     assert some.speaker_independent
     counts_as = dict(zip(four, four, strict=True)) | {"calm": "neutral"}
     for part in PARTS:
@@ -104,6 +104,7 @@ def test_some_classes_alone_are_trained_on_and_scored_and_calm_is_what_was_said(
     assert without.tags == ["classes-4", "calm-left-out"]
     meant = {clip.clip: clip.emotion for clip in without.table.clips}
     assert {meant[clip.clip] for clip in without.part("train")} == set(four)
+    assert Protocol("ravdess", "emobox6", 1, classes=["angry", "sad"]).tags == ["classes-2"]
     with pytest.raises(UserError, match="calm policy 'leaveout' is unknown"):
         Protocol("ravdess", "emobox6", 1, classes=four, calm="leaveout")
 

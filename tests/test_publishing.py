@@ -18,7 +18,7 @@ from conftest import PROJECT, command, one_error_line
 from ser import exporting, publishing
 from ser.errors import UserError
 from ser.export_index import INDEX
-from ser.files import sha256_of
+from ser.files import read_json, sha256_of, write_json
 from ser.loading import load
 
 SECRET = "wJalrXUtnFEMI-not-a-real-secret"
@@ -348,6 +348,21 @@ def test_an_export_is_made_anew_where_the_run_was_scored_since(delivered, tmp_pa
     later = (run / "export" / INDEX).stat().st_mtime + 5
     os.utime(next(run.glob("eval/*/metrics.json")), (later, later))
     assert exporting.exported("small") == "made anew"
+
+
+def test_an_export_of_an_unfinished_run_is_not_published(export, tmp_path):
+    index = read_json(export / INDEX)
+    write_json(export / INDEX, index | {"tags": [*index["tags"], "unfinished"]})
+    with pytest.raises(UserError, match="its run is not finished; go on with: just resume demo_ecapa-s1-"):
+        publishing.publish(export, f"file://{tmp_path}/shelf")
+    assert not (tmp_path / "shelf").exists()
+
+
+def test_an_empty_pointer_is_not_taken_for_a_free_place(export, tmp_path):
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / INDEX).write_text("")
+    with pytest.raises(UserError, match="not the index of an export; choose another place"):
+        publishing.publish(export, f"file://{tmp_path}/shelf")
 
 
 def test_publishing_what_is_not_there_is_one_line(tmp_path):

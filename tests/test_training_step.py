@@ -111,6 +111,21 @@ def test_a_scaled_loss_that_is_not_finite_is_skipped_and_the_next_step_is_made(t
     assert np.isfinite(stepper.step(good, 0, 1.0)["train/grad_norm"])
 
 
+def test_after_an_overflow_the_scale_takes_its_time_to_grow_again(trained_home):
+    experiment, setup, stepper = make()
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+    (good, bad, *_) = pieces(experiment, setup)
+    for _ in range(2):
+        stepper.step(good, 0, 1.0)
+    bad[0].inputs[3, 10] = torch.inf
+    stepper.step(bad, 0, 1.0)
+    scales = []
+    for _ in range(3):
+        stepper.step(good, 0, 1.0)
+        scales.append(stepper.scaler.get_scale())
+    assert scales == [2.0, 2.0, 4.0]
+
+
 def test_gradients_that_overflow_lower_the_scale_and_are_counted_once_it_is_no_help(trained_home, monkeypatch):
     experiment, setup, stepper = make()
     scaled(stepper)

@@ -18,9 +18,9 @@ def main() -> None:
     corpus = corpora.corpus_named(arguments.corpus)
     raw = arguments.raw or metadata.raw_folder(corpus.name)
     clips, missing = preparing.clips_of(corpus, raw, arguments.allow_missing)
-    path = metadata.write_table(corpus.name, clips)
-    metadata.remember_raw(corpus.name, raw, missing)
+    metadata.remember_raw(corpus.name, raw, missing)  # first: a table is of the folder that is remembered
     rated = votes.store_votes(corpus.name, raw) if corpus.name == "crema_d" else 0
+    path = metadata.write_table(corpus.name, clips)
     speakers = len({clip.speaker for clip in clips} - {""})
     unknown = sum(not clip.speaker for clip in clips)
     hours = sum(clip.seconds for clip in clips) / 3600
@@ -29,6 +29,8 @@ def main() -> None:
         print(f"  {unknown} clips without a speaker: one person may be in several parts, and every figure is tagged")
     if rated:
         print(f"{path.with_name('votes.csv')}: the raters' votes for {rated} clips")
+    elif path.with_name("votes.csv").is_file():
+        print(f"{path.with_name('votes.csv')}: kept as it is; {raw} has no tabulatedVotes.csv")
 
 
 if __name__ == "__main__":
