@@ -13,9 +13,9 @@ encoders  packed_linear, wave_encoders, whisper_encoder, encoders
 store     speakers, samplers, read_ahead, features, extraction, batches
 models    adapting, hubert_attn, whisper_prompt, ecapa_tdnn, stats_probe, pipeline
 scoring   predictions, scoring, scoring_count, subgroups, wording
-learning  optim, checkpoints, initial_weights, tracking, experiment, evaluation, training_setup, training_step,
-          training_state, training_solver, training
-after     augment_demo, probing, summary, metrics_file
+learning  optim, checkpoints, metrics_file, initial_weights, tracking, experiment, evaluation, training_setup,
+          training_step, training_state, training_solver, training
+after     augment_demo, probing, summary
 door      config, runs, run_evaluation, cross_corpus, comparing, launching, cross_validation, ablating, ensembles,
           robustness, report
 delivery  card, parity, exporting, publishing, inference, loading, prediction_formats, predict_command

@@ -1,12 +1,29 @@
 """Arguments that several tools take."""
 
 import argparse
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from ser.errors import UserError, nearest
 from ser.labels import LABEL_SETS
 
-__all__ = ["add_corpus", "add_raw", "add_run"]
+__all__ = ["Parser", "add_corpus", "add_raw", "add_run"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``argparse`` parser whose errors are one line, as all of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError that says what is wrong, and what was probably meant."""
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        hint = f"see: {self.prog} --help"
+        if re.fullmatch(r"[a-z_]+=.*", unknown):
+            hint = f"variables come before the recipe: just {unknown} ..."
+        elif unknown.startswith("--"):
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            hint = nearest(unknown, options).removeprefix("; ")
+        raise UserError(f"{message}; {hint}")
 
 
 def add_corpus(parser: argparse.ArgumentParser, **options: Any) -> None:

@@ -234,6 +234,8 @@ class Recordings:
         Raises:
             UserError: no such folder, or no sound in it.
         """
+        if not self.folder.is_dir():
+            raise UserError(f"{self.name}: folder '{self.folder}' is not there; expected one with sound files")
         paths = [path for path in files_in(self.folder) if path.suffix.lower() in audio.SOUND_SUFFIXES]
         if not paths:
             raise UserError(

@@ -41,10 +41,15 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint; train first: just train EXP") from error
+        run = path.parents[1]
+        again = f"go on with: just resume {run.name}" if (run / "run.gin").is_file() else "train first: just train EXP"
+        raise UserError(f"{path}: no such checkpoint; {again}") from error
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
+        reason = first_line(error)
+        reason = f" ({reason})" if " " in reason else ""  # torch may say no more than a number
         raise UserError(
-            f"{path}: not a whole checkpoint ({first_line(error)}); remove it, and go on from another or train again"
+            f"{path}: not a whole checkpoint{reason}; remove it and run: just resume {path.parents[1].name}, "
+            "or remove the run and train again"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of ser")

@@ -1,9 +1,9 @@
 """The ``ser`` command of the installed package."""
 
-import argparse
 import platform
 
 from ser import __version__
+from ser.arguments import Parser
 from ser.errors import tool
 from ser.predict_command import add_commands
 
@@ -11,7 +11,7 @@ from ser.predict_command import add_commands
 @tool
 def main() -> int | None:
     """Parse ``ser COMMAND`` and run it."""
-    parser = argparse.ArgumentParser(prog="ser", description="Audio-only speech emotion recognition.")
+    parser = Parser(prog="ser", description="Audio-only speech emotion recognition.")
     parser.add_argument("--version", action="version", version=f"ser {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     checkup = commands.add_parser("doctor", help="versions, devices, corpora found, and what to do next")

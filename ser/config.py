@@ -7,7 +7,7 @@ that can be wrong with a configuration is said before anything starts, in one li
 import inspect
 import tokenize
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -219,7 +219,8 @@ def statements(text: str, name: str) -> Iterator[Any]:
         raise UserError(f"{name}: a bracket or quote is never closed; values are Python literals") from error
     except SyntaxError as error:
         reason = str(error.msg).strip().partition("\n")[0]
-        reason = "not a Python literal" if "malformed node" in reason else reason
+        unread = any(words in reason for words in ("malformed node", "Expected newline"))
+        reason = "not a Python literal" if unread else reason
         line = f" line {error.lineno}:" if error.lineno else ""
         shown = (error.text or text).strip().partition("\n")[0]
         raise UserError(
@@ -250,6 +251,9 @@ def checked(name: str, bindings: list[Binding], overrides: Sequence[str]) -> Con
     macros = {binding.key for binding in bindings if not binding.parameter}
     added = []
     for override in overrides:
+        if "=" in overrides:
+            shown = " ".join(overrides)
+            raise UserError(f"override `{shown}`: expected each binding in quotes as a whole: 'train/epochs = 5'")
         found = list(text_bindings(override, f"override `{override}`", None))
         if len(found) != 1:
             first = override.partition("\n")[0]
@@ -261,9 +265,9 @@ def checked(name: str, bindings: list[Binding], overrides: Sequence[str]) -> Con
         added.append(binding)
     every = [*bindings, *added]
     final = {canonical(binding): binding for binding in every}
-    values = {binding.key: binding.value for binding in final.values() if not binding.parameter}
+    given = {binding.key: binding for binding in final.values() if not binding.parameter}
     for binding in final.values():
-        check_value(binding, values)
+        check_value(binding, given)
     return Config(name, tuple(every))
 
 
@@ -285,18 +289,18 @@ def canonical(binding: Binding) -> str:
     return f"{binding.scope}/{matches[0]}.{binding.parameter}"
 
 
-def check_value(binding: Binding, macros: dict[str, Any]) -> None:
+def check_value(binding: Binding, macros: Mapping[str, Binding]) -> None:
     """Raise a UserError for a required value that is missing, an unknown macro, or a literal of the wrong type."""
     for item in binding.value if isinstance(binding.value, list | tuple) else ():
         check_value(replace(binding, parameter="", value=item), macros)
-    value = binding.value
+    value, where = binding.value, binding.where
     seen = set()
     while is_macro(value):
         macro = macro_name(value)
         if macro not in macros or macro in seen:
             raise UserError(f"{binding.where}: no macro '%{macro}' is defined{nearest(macro, macros)}")
         seen.add(macro)
-        value = macros[macro]
+        value, where = macros[macro].value, macros[macro].where
     if is_required(value):
         shown = macro_name(binding.value) if is_macro(binding.value) else binding.key
         raise UserError(f"'{shown}' must be set; nothing in the files sets it: add '{shown} = ...'")
@@ -305,9 +309,7 @@ def check_value(binding: Binding, macros: dict[str, Any]) -> None:
     wanted = parameter_type(binding)
     if not fits(value, wanted, gin_config.ConfigurableReference):  # constructors see to references
         name = macro_name(binding.value) if is_macro(binding.value) else binding.key
-        raise UserError(
-            f"{binding.where}: {name} is {value!r}, of type {type(value).__name__}; expected {type_name(wanted)}"
-        )
+        raise UserError(f"{where}: {name} is {value!r}, of type {type(value).__name__}; expected {type_name(wanted)}")
 
 
 def is_macro(value: Any) -> bool:

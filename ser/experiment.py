@@ -68,7 +68,8 @@ class Training:
         least = {"epochs": 1, "batch_size": 2, "patience": 1, "crop_seconds": 0.1, "clip_norm": 1e-6, "accumulate": 1}
         for name, value in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= value:
-                raise UserError(f"Training.{name} is {getattr(self, name)}; expected {value} or more")
+                shown = "Training.clip_norm" if name == "clip_norm" else f"train/{name}"
+                raise UserError(f"{shown} is {getattr(self, name)}; expected {value} or more")
         if not 0 <= self.average < 1:
             raise UserError(f"train/average is {self.average}; expected a decay in [0, 1), such as 0.99")
         known = {"precision": dist.PRECISIONS, "unreadable": UNREADABLE, "keep": KEEP}

@@ -93,6 +93,8 @@ def run_folder(run: str, scored: bool = False) -> Path:
         names = [path.name for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
         known = [*names, "last"]
         hint = nearest(run, known) if closest(run, known) or not names else f"; newest: {some(names)}"
+        if (PROJECT / "gin/exp" / f"{run}.gin").is_file():
+            hint = f"; that is an experiment: a run of it is made by: just train {run}"
         raise UserError(f"{run}: no run of this name (a run folder holds run.gin){hint}")
     return folder
 

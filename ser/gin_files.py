@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ser.errors import UserError, nearest
-from ser.files import PROJECT
+from ser.errors import UserError, nearest, some
+from ser.files import PROJECT, outputs_folder
 
 __all__ = ["experiments", "experiments_table", "find_experiment", "find_include"]
 
@@ -36,7 +36,13 @@ def find_experiment(experiment: str) -> Path:
         if Path(experiment).is_file():
             return Path(experiment)
         raise UserError(f"{experiment}: no such file")
-    raise UserError(f"experiment '{experiment}' is not in gin/exp/{nearest(experiment, experiments())}")
+    if experiment == "last" or (outputs_folder() / experiment / "run.gin").is_file():
+        raise UserError(
+            f"'{experiment}' is a run, not an experiment of gin/exp/; go on with it: just resume {experiment}"
+        )
+    longer = [name for name in experiments() if name.startswith(f"{experiment}_")]
+    hint = f"; those that begin so: {some(longer, 12)}" if len(longer) > 1 else nearest(experiment, experiments())
+    raise UserError(f"experiment '{experiment}' is not in gin/exp/{hint}")
 
 
 def find_include(name: str, where: str) -> Path:

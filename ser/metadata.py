@@ -23,8 +23,11 @@ __all__ = [
     "read_table",
     "remember_raw",
     "store_sound_hashes",
+    "unprepared",
     "write_table",
 ]
+
+FETCHED = ("crema_d", "emodb", "ravdess")  # corpora that `just download` has
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ def raw_folder(corpus: str) -> Path:
     local = corpus_folder(corpus) / "local.json"
     folder = Path(read_local(corpus)["raw"]) if local.is_file() else corpus_folder(corpus) / "raw"
     if not folder.exists():
-        raise UserError(f"{folder}: no raw recordings of {corpus} here; say where they are: {prepare_command(corpus)}")
+        fetched = f", or fetch them: just download {corpus}" if corpus in FETCHED else ""
+        where = f"say where they are: {prepare_command(corpus)}"
+        raise UserError(f"{folder}: no raw recordings of {corpus} here; {where}{fetched}")
     return folder
 
 
@@ -89,6 +94,12 @@ def prepare_command(corpus: str, recipe: str = "prepare") -> str:
     """Return the command that prepares a corpus, or makes its ``metadata`` anew; the demo makes its own recordings."""
     raw = {"demo": "", "custom": "raw=TABLE.csv "}.get(corpus, "raw=PATH ")
     return f"just {raw}{recipe} {corpus}"
+
+
+def unprepared(corpus: str) -> UserError:
+    """Say in one line that a corpus has no table yet, and how it gets one."""
+    fetched = f", or fetch it first: just download {corpus}" if corpus in FETCHED else ""
+    return UserError(f"{metadata_path(corpus)}: {corpus} is not prepared yet; run: {prepare_command(corpus)}{fetched}")
 
 
 def read_local(corpus: str) -> dict[str, Any]:
@@ -160,7 +171,7 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
     label_set(corpus)  # an unknown corpus is named before any path of it
     path = metadata_path(corpus)
     if not path.is_file():
-        raise UserError(f"{path}: {corpus} is not prepared yet; run: {prepare_command(corpus)}")
+        raise unprepared(corpus)
     clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
     validate(path, corpus, clips)
     table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])

@@ -17,7 +17,7 @@ from ser.errors import UserError, some
 from ser.export_index import INDEX, check_index, checked_file, read_index
 from ser.files import read_json, sha256_of, write_bytes
 
-__all__ = ["fetch", "publish"]
+__all__ = ["check_target", "fetch", "publish"]
 
 CARD = "model_card.md"
 VERSION = 16  # characters of the SHA-256 of the index that name a version
@@ -39,9 +39,7 @@ def publish(folder: Path, url: str, overwrite: bool = False, private: bool = Fal
     Raises:
         UserError: a damaged export, a target that cannot be written, or another version there.
     """
-    if "://" not in url:
-        raise UserError(f"{url}: expected an address such as s3://bucket/name, hf://user/name or file:///path")
-    check_address(url)
+    check_target(url)
     if private and not is_hub(url):
         raise UserError(f"{shown(url)}: who may read is the storage's to say; --private is for hf://")
     index = read_index(folder)
@@ -264,6 +262,15 @@ def hub_repository(url: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"{url}: expected hf://USER/REPOSITORY")
     return name
+
+
+def check_target(url: str) -> None:
+    """Raise a UserError for what is no address to publish to; nothing is asked of the network."""
+    if "://" not in url:
+        raise UserError(f"{url}: expected an address such as s3://bucket/name, hf://user/name or file:///path")
+    check_address(url)
+    if not is_hub(url):
+        opened(url)
 
 
 def check_address(url: str) -> None:

@@ -15,7 +15,7 @@ from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
 from ser.training_setup import set_up
-from ser.training_state import check_unchanged
+from ser.training_state import State, check_unchanged
 
 __all__ = ["TrainedRun", "create", "load_trained", "reopen", "train"]
 
@@ -89,13 +89,18 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
                 print(stopped)
             return stopped.status
     if dist.is_main():
-        kept = f"{experiment.training.keep} validation UAR {state.best_uar:.3f} at epoch {state.best_epoch} of"
-        print(
-            f"{'trained with the validation speakers for' if experiment.training.with_validation else kept} "
-            f"{state.epoch} epochs, {(state.train_seconds + state.validation_seconds) / 60:.1f} min\n"
-            f"{run.best}\n{run.folder / 'curves.png'}"
-        )
+        minutes = (state.train_seconds + state.validation_seconds) / 60
+        print(f"{outcome(experiment, state)}, {minutes:.1f} min\n{run.best}\n{run.folder / 'curves.png'}")
     return 0
+
+
+def outcome(experiment: Experiment, state: State) -> str:
+    """Say how a training has ended."""
+    if experiment.training.with_validation:
+        return f"trained with the validation speakers for {state.epoch} epochs"
+    each, kept = ("strength", "best") if experiment.model.solves else ("epoch", experiment.training.keep)
+    number = f"{state.epoch} {'strengths' if experiment.model.solves else 'epochs'}"
+    return f"{kept} validation UAR {state.best_uar:.3f} at {each} {state.best_epoch} of {number}"
 
 
 @contextmanager

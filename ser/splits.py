@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ser.errors import UserError, nearest, some
 from ser.files import PROJECT, corpus_folder, read_csv, read_json, write_csv
-from ser.metadata import Clip, read_sound_hashes
+from ser.metadata import Clip, metadata_path, read_sound_hashes, unprepared
 
 __all__ = [
     "PARTS",
@@ -109,6 +109,8 @@ def read_split(corpus: str, scheme: str) -> Split:
     """
     path = split_path(corpus, scheme)
     if not path.is_file():
+        if scheme in schemes(corpus) and not metadata_path(corpus).is_file():
+            raise unprepared(corpus)
         hint = f"; run: just split {corpus} {scheme}" if scheme in schemes(corpus) else nearest(scheme, schemes(corpus))
         raise UserError(f"{path}: no such split{hint}")
     header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0].strip()
@@ -119,7 +121,7 @@ def read_split(corpus: str, scheme: str) -> Split:
             raise UserError(f"{path}: line {line}: clip '{row['clip']}' appears twice")
         good = FOLD.fullmatch(row[column]) if column == "fold" else row[column] in (*PARTS, UNUSED)
         if not good:
-            expected = "a fold number" if column == "fold" else ", ".join(PARTS)
+            expected = "a fold number" if column == "fold" else ", ".join((*PARTS, UNUSED))
             raise UserError(f"{path}: line {line}: {column} '{row[column]}'; expected {expected}")
         of[row["clip"]] = row[column]
     split = Split(corpus, scheme, column, of, published(corpus, scheme).get("speaker_independent", True))
@@ -171,10 +173,11 @@ def select(
     """
     unknown = [clip.clip for clip in clips if clip.clip not in part_of]
     if unknown:
-        raise UserError(
-            f"{where}: {len(unknown)} clips of the metadata are in no part: {some(unknown)}; make it again: "
-            f"just split {next(clip.corpus for clip in clips)}"
-        )
+        corpus, scheme = next(clip.corpus for clip in clips), Path(where).stem
+        again = f"make it again: just split {corpus} {scheme}"
+        if scheme not in schemes(corpus):
+            again = f"add them to it; the part '{UNUSED}' leaves a clip out"
+        raise UserError(f"{where}: {len(unknown)} clips of the metadata are in no part: {some(unknown)}; {again}")
     parts: dict[str, list[Clip]] = {part: [] for part in PARTS}
     for clip in clips:
         if part_of[clip.clip] != UNUSED:

@@ -35,11 +35,15 @@ def collect(outputs: Path) -> list[dict[str, Any]]:
     rows = []
     for path in outputs.glob("*/eval/*/metrics.json"):
         try:
-            if not is_of_parts(made := read_json(path), path.parent):
-                raise UserError("its runs were trained or scored again since")
-            rows.append(row_of(path, made))
+            made = read_json(path)
+            row, current = row_of(path, made), is_of_parts(made, path.parent)
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
-            print(f"left out: {path}: not an evaluation to rely on ({error}); score it again", file=sys.stderr)
+            print(f"left out: {path}: not an evaluation of ser ({error}); score the run again", file=sys.stderr)
+            continue
+        if current:
+            rows.append(row)
+        else:
+            print(f"left out: {path}: its runs were trained or scored again since; make it again", file=sys.stderr)
     return sorted(rows, key=lambda row: (row["corpus"], row["split_scheme"], row["part"], -row["uar"], row["run"]))
 
 

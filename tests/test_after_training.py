@@ -361,7 +361,10 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
         comparing.compare(*names)
     assert "pooled-folds" not in card.figures(runs.load_trained(fold.name), [])
     assert not {row["run"] for row in summary.write()[1]} & {*names}
-    assert f"{first.name}/eval/demo-kfold5-test/metrics.json: not an evaluation to rely on" in capsys.readouterr().err
+    assert (
+        f"{first.name}/eval/demo-kfold5-test/metrics.json: its runs were trained or scored again since"
+        in capsys.readouterr().err
+    )
     own.write_text(before)
     figures = card.figures(runs.load_trained(fold.name), [])
     assert f"{pooled['uar']:.3f}" in figures

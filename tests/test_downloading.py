@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT, command, command_on_a_full_disk, one_error_line
 
-from ser import archives, downloading, fetching
+from ser import archives, downloading, fetching, metadata
 from ser.archives import unpack
 from ser.downloading import Source, download
 from ser.errors import UserError
@@ -323,6 +323,12 @@ def test_a_git_lfs_pointer_is_called_by_its_name(server, get, tmp_path, sleeps, 
     assert len(server.requests) == 1
     assert sleeps == []
     assert content(tmp_path / "raw") == {}
+
+
+def test_a_corpus_that_is_not_prepared_names_the_download_where_there_is_one():
+    assert set(metadata.FETCHED) == set(downloading.SOURCES)
+    assert "or fetch it first: just download ravdess" in str(metadata.unprepared("ravdess"))
+    assert "download" not in str(metadata.unprepared("custom"))
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])

@@ -36,7 +36,7 @@ def test_the_list_of_rooms_is_complete():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_rooms_above_it(module):
+def test_a_module_imports_only_modules_above_it(module):
     below = set(MODULES[MODULES.index(module) :])
     assert not imported(module) & below
 

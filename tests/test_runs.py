@@ -150,13 +150,19 @@ def test_cross_corpus_scores_shared_labels_and_strictly(run, calm):
 
 
 def test_a_damaged_evaluation_is_left_out_of_the_summary(run, capsys):
-    folder, _ = evaluate("last", progress=False)
-    for name, text in (("a", "{}"), ("b", "[]"), ("c", "{"), ("d", '{"ci95": null}')):
+    folder, made = evaluate("last", progress=False)
+    for name, text in (
+        ("a", "{}"),
+        ("b", "[]"),
+        ("c", "{"),
+        ("d", '{"ci95": null}'),
+        ("e", json.dumps(made | {"uar": None})),
+    ):
         (folder.parent / name).mkdir()
         (folder.parent / name / "metrics.json").write_text(text)
     _, rows, _ = summary.write()
     assert len(rows) == 1
-    assert capsys.readouterr().err.count("not an evaluation of ser") == 4
+    assert capsys.readouterr().err.count("not an evaluation of ser") == 5
 
 
 def test_figures_need_only_the_best_checkpoint_and_survive_a_cut_count(run):
@@ -396,6 +402,19 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     ("arguments", "says"),
     [
         (["eval_model.py", "nothing"], "no run of this name"),
+        (["eval_model.py", "ravdess_ecapa"], "that is an experiment: a run of it is made by: just train ravdess_ecapa"),
+        (["eval_model.py", "last", "part=val"], "variables come before the recipe: just part=val ..."),
+        (["eval_model.py", "last", "--lables", "voice"], "did you mean '--labels'?"),
+        (["eval_model.py"], "the following arguments are required: run; see: eval_model.py --help"),
+        (["train.py", "last"], "'last' is a run, not an experiment of gin/exp/; go on with it: just resume last"),
+        (["train.py", "ravdess"], "those that begin so: ravdess_ecapa, "),
+        (
+            ["train.py", "ravdess_ecapa", "train/epochs", "=", "5"],
+            "each binding in quotes as a whole: 'train/epochs = 5'",
+        ),
+        (["train.py", "ravdess_ecapa", "train/epochs = '5'"], "override `train/epochs = '5'`: line 1: train/epochs is"),
+        (["train.py", "ravdess_ecapa", "train/lr = 1e-3x"], "not a Python literal in `train/lr = 1e-3x`"),
+        (["train.py", "ravdess_ecapa", "train/epochs = 0"], "train/epochs is 0; expected 1 or more"),
         (["eval_model.py", "last", "--part", "tset"], "did you mean 'test'?"),
         (["cross_corpus.py", "last", "cremad"], "did you mean 'crema_d'?"),
         (["cross_corpus.py", "last", "crema_d", "--calm", "neutrl"], "did you mean 'neutral'?"),

@@ -299,7 +299,7 @@ def written(home: Path, *lines: str) -> Path:
         (("clip;part", "a;train"), "line 1"),
         (("a,train", "b,test"), "line 1"),
         ((), "line 1"),
-        (("clip,part", "a,train", "b,dev"), "line 3: part 'dev'; expected train, val, test"),
+        (("clip,part", "a,train", "b,dev"), "line 3: part 'dev'; expected train, val, test, unused"),
         (("clip,part", "a,"), "line 2: part ''"),
         (("clip,part", "a,Train"), "line 2: part 'Train'"),
         (("clip,part", "a,train", "b,val", "a,test"), "line 4: clip 'a' appears twice"),
@@ -338,6 +338,10 @@ def test_a_split_of_ones_own_is_read_and_used(home):
 
 
 def test_a_split_that_is_not_there_says_what_to_do(home):
+    with pytest.raises(UserError, match=r"ravdess is not prepared yet; run: just raw=PATH prepare ravdess"):
+        read_split("ravdess", "holdout")
+    (home / "data/ravdess").mkdir(parents=True, exist_ok=True)
+    (home / "data/ravdess/metadata.csv").touch()
     with pytest.raises(UserError, match=r"holdout\.csv: .*run: just split ravdess holdout"):
         read_split("ravdess", "holdout")
     with pytest.raises(UserError, match="did you mean 'emobox6'"):

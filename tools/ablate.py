@@ -1,13 +1,12 @@
 """Phases 3-5: train an experiment with and without some changes, over several seeds, and compare on validation."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument(
         "changes", nargs="*", help="each a gin binding such as 'train/label_smoothing = 0.0', or several with ; between"

@@ -1,13 +1,12 @@
 """Measure against what a user would pick instead; writes outputs/bench/<name>.json."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "names", nargs="+", help="one or more of augment, data, extraction, inference, models, startup, training"
     )

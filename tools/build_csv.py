@@ -1,14 +1,12 @@
 """Phase 1: build data/<corpus>/metadata.csv from the raw recordings."""
 
-import argparse
-
-from ser.arguments import add_corpus, add_raw
+from ser.arguments import Parser, add_corpus, add_raw
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_corpus(parser)
     add_raw(parser)
     arguments = parser.parse_args()

@@ -1,14 +1,12 @@
 """Phase 1: clips by class, part, sex and speaker, as a table and a picture, with what they say about weighting."""
 
-import argparse
-
-from ser.arguments import add_corpus
+from ser.arguments import Parser, add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_corpus(parser)
     parser.add_argument(
         "overrides", nargs="*", help="gin bindings such as 'split/fold = 2' or 'labels/source = \"voice\"'"

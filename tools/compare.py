@@ -1,14 +1,12 @@
 """Phase 7: compare two runs on the same clips: paired differences over speakers, and the clips that changed."""
 
-import argparse
-
-from ser.arguments import add_run
+from ser.arguments import Parser, add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser, "first")
     parser.add_argument("second", help="another; differences are second less first")
     parser.add_argument("--part", default="test", help="val, test, or the name of an evaluation that both have")

@@ -1,13 +1,12 @@
 """Upkeep: kill training and extraction at random moments, and see that they end as if nothing had happened."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--kills", type=int, default=21, help="at least so many; 21 by default, some 15 minutes")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     arguments = parser.parse_args()

@@ -1,15 +1,13 @@
 """Phase 6: score a run on another corpus, over the labels that both share; without arguments every run on all."""
 
-import argparse
-
-from ser.arguments import add_corpus, add_run
+from ser.arguments import Parser, add_corpus, add_run
 from ser.errors import UserError, tool
 from ser.labels import CALM_POLICIES
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser, nargs="?")
     add_corpus(parser, nargs="?")
     parser.add_argument(

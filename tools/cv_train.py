@@ -1,13 +1,12 @@
 """Phase 6: train and test every fold of an experiment's scheme, resumable, and pool the out-of-fold predictions."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
     parser.add_argument("--jobs", type=int, default=1, help="folds that train at the same time")

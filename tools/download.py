@@ -1,9 +1,9 @@
 """Phase 0: fetch the official recordings of a corpus into data/<corpus>/raw; goes on where it was cut off."""
 
-import argparse
 import shlex
 from pathlib import Path
 
+from ser.arguments import Parser
 from ser.errors import UserError, tool
 
 MOST_WORKERS = 32
@@ -11,7 +11,7 @@ MOST_WORKERS = 32
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("corpus", help="crema_d, ravdess or emodb")
     parser.add_argument(
         "--to", type=lambda text: Path(text).expanduser(), help="folder for the recordings; data/CORPUS/raw by default"

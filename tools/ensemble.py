@@ -1,13 +1,12 @@
 """Phase 7: score several runs as one, their probabilities or logits averaged."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="names of two or more runs that are scored on the same clips")
     parser.add_argument("--part", default="test", help="test or val, or the name of an evaluation")
     parser.add_argument("--average", default="probabilities", help="of: probabilities or logits")

@@ -1,14 +1,14 @@
 """Phase 6: score a run on a part of its own protocol; writes metrics, predictions, subgroups and pictures."""
 
-import argparse
+import sys
 
-from ser.arguments import add_run
+from ser.arguments import Parser, add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser)
     parser.add_argument("--part", default="test", help="test (counted) or val")
     parser.add_argument("--labels", default="", help="score against another label source than the run was trained with")
@@ -22,6 +22,8 @@ def main() -> None:
         arguments.run, arguments.part, arguments.labels, arguments.speaker_clips, seen=arguments.seen
     )
     print(wording.evaluation(*scored))
+    if (times := scored[1]["test_scorings"]) > 1:
+        print(f"note: scored {times} times by now; a test part that chooses is no test part any more", file=sys.stderr)
 
 
 if __name__ == "__main__":

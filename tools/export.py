@@ -1,14 +1,12 @@
 """Phase 8: a trained run as files that answer without this package, each seen to answer as the run does."""
 
-import argparse
-
-from ser.arguments import add_run
+from ser.arguments import Parser, add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser)
     arguments = parser.parse_args()
 

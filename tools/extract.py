@@ -1,14 +1,12 @@
 """Phase 2: extract the features of gin/features/<name>.gin into data/<corpus>/feats/<store>/; resumes and verifies."""
 
-import argparse
-
-from ser.arguments import add_corpus
+from ser.arguments import Parser, add_corpus
 from ser.errors import UserError, tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_corpus(parser)
     parser.add_argument("features", help="name of a file in gin/features/, such as logmel80, or an experiment")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'encoder/precision = \"bf16\"'")

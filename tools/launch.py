@@ -2,12 +2,13 @@
 
 import argparse
 
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("processes", help="their number; with GPUs, one each")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the tool and its arguments: tools/train.py EXP ...")
     arguments = parser.parse_args()

@@ -1,15 +1,14 @@
 """Phase 1: write data/<corpus>/splits/<scheme>.csv, and say what is in it and whether it is speaker-independent."""
 
-import argparse
 from dataclasses import asdict
 
-from ser.arguments import add_corpus
+from ser.arguments import Parser, add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_corpus(parser)
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help="all schemes of the corpus by default")
     arguments = parser.parse_args()

@@ -1,14 +1,14 @@
 """Everything at full size, unattended and resumable: a GPU of 40 GB, the hub at hand, some twenty hours."""
 
-import argparse
 import os
 
+from ser.arguments import Parser
 from ser.errors import UserError, tool
 
 
 @tool
 def main() -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("just", help="the program just; the recipe gives it")
     parser.add_argument("justfile", help="its recipes")
     parser.add_argument("--list", action="store_true", help="print the steps with hours and memory, and stop")

@@ -1,14 +1,12 @@
 """Phase 2: a linear probe on every layer of stored encoder statistics; writes a table and a picture."""
 
-import argparse
-
-from ser.arguments import add_corpus
+from ser.arguments import Parser, add_corpus
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_corpus(parser)
     parser.add_argument("features", help="name of a file in gin/features/, such as whisper_tiny_en")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'split/fold = 2'")

@@ -1,14 +1,12 @@
 """Phase 8: upload the export of a run to S3, the Hugging Face Hub or any fsspec target; exported first if need be."""
 
-import argparse
-
-from ser.arguments import add_run
+from ser.arguments import Parser, add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser)
     parser.add_argument("url", help="s3://bucket/path, hf://user/repository, file:///path ...")
     parser.add_argument("--overwrite", action="store_true", help="replace another version that is published there")
@@ -17,6 +15,7 @@ def main() -> None:
 
     from ser import exporting, publishing
 
+    publishing.check_target(arguments.url)  # before an export is made for it
     folder = exporting.exported(arguments.run)
     print("\n".join(publishing.publish(folder, arguments.url, arguments.overwrite, arguments.private)))
 

@@ -1,14 +1,12 @@
 """Phase 7: score a run on worse and worse recordings: noise, babble, telephone, codecs, rooms, speed and more."""
 
-import argparse
-
-from ser.arguments import add_run
+from ser.arguments import Parser, add_run
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run(parser)
     parser.add_argument("--part", default="test", help="test (counted as one scoring) or val")
     parser.add_argument(

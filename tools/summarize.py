@@ -1,13 +1,12 @@
 """Phase 7: write outputs/summary.csv, .md and .tex, a line for every evaluation, and print it as a table."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import tool
 
 
 @tool
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    Parser(description=__doc__).parse_args()
 
     from ser import summary
 

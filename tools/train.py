@@ -1,13 +1,12 @@
 """Phases 3-5: train an experiment of gin/exp/, resume a run, show a configuration, or try 50 steps."""
 
-import argparse
-
+from ser.arguments import Parser
 from ser.errors import UserError, tool
 
 
 @tool
 def main() -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "experiment", nargs="?", help="name of a file in gin/exp/, path of a .gin file, or a run to resume"
     )
