@@ -92,6 +92,25 @@ def _no_picture_is_drawn_twice():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_script_is_loaded_twice():
+    """Keep exported models that were loaded, by what is in the file: each would take half a second again."""
+    from ser import loading
+    from ser.files import sha256_of
+
+    load, kept = loading.script, {}
+
+    def script(path, device):
+        key = sha256_of(path), device
+        if key not in kept:
+            kept[key] = load(path, device)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "script", script)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """Return an empty folder that holds this test's ``data/`` and ``outputs/``."""

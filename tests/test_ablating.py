@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import command, one_error_line
+from conftest import one_error_line
 
-from ser import ablating
+from ser import ablating, config, runs
 from ser.errors import UserError
 from ser.files import read_csv, read_json
 
@@ -68,15 +68,24 @@ def test_a_mistake_is_said_before_anything_is_trained(trained_home, changes, see
     assert not (trained_home / "outputs").exists()
 
 
-def test_the_command_trains_several_at_once(trained_home):
+def test_the_command_trains_several_at_once(trained_home, run_here, monkeypatch):
+    """In processes of their own, as folds do (``tests/test_runs.py``); here one after the other."""
+    logs = []
+
+    def train_here(experiment, trainings, jobs, gpus):
+        assert (jobs, gpus) == (2, 1)
+        for training in trainings:
+            assert runs.train(*runs.create(config.load(experiment, training.overrides)), progress=False) == 0
+            logs.append(str(training.log.relative_to(trained_home / "outputs/ablations")).partition("/")[2])
+        return 0
+
+    monkeypatch.setattr(ablating, "train_in_processes", train_here)
     common = [argument for binding in SMALL for argument in ("--common", binding)]
-    done = command("ablate.py", "demo_ecapa", CHANGES[0], *common, "--seeds", 1, "--jobs", 2, home=trained_home)
+    done = run_here("ablate.py", "demo_ecapa", CHANGES[0], *common, "--seeds", 1, "--jobs", 2)
     assert done.returncode == 0, done.stderr
     (folder,) = (trained_home / "outputs/ablations").iterdir()
-    assert {path.name for path in folder.glob("*.log")} == {"variant0-seed1.log", "variant1-seed1.log"}
+    assert logs == ["variant0-seed1.log", "variant1-seed1.log"]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {CHANGES[0]}")]
     found = next(line for line in read_json(folder / "ablation.json")["variants"] if line["variant"] == CHANGES[0])
     assert f"{found['uar']:.3f}" in line
-    assert "expected 1 or more" in one_error_line(
-        command("ablate.py", "demo_ecapa", "train/lr = 1", "--jobs", 0, home=trained_home)
-    )
+    assert "expected 1 or more" in one_error_line(run_here("ablate.py", "demo_ecapa", "train/lr = 1", "--jobs", 0))

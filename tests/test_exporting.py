@@ -182,11 +182,15 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def scripted(delivered):
+    return torch.jit.load(str(delivered / "outputs/small/export/model.ts"))
+
+
 @pytest.mark.parametrize("what", BAD)
-def test_the_script_refuses_what_it_cannot_answer(delivered, what):
-    model = torch.jit.load(str(delivered / "outputs/small/export/model.ts"))
+def test_the_script_refuses_what_it_cannot_answer(scripted, what):
     with pytest.raises(torch.jit.Error, match=r"expected|above the samples"):
-        model(*BAD[what])
+        scripted(*BAD[what])
 
 
 def test_the_script_needs_torch_alone(delivered, tmp_path):
@@ -245,7 +249,7 @@ def unpacked(path: Path) -> bytes:
         return b"\n".join(archive.read(name) for name in archive.namelist())
 
 
-def test_a_format_that_answers_otherwise_fails_and_keeps_the_export_before(delivered, monkeypatch):
+def test_a_format_that_answers_otherwise_fails_and_keeps_the_export_before(delivered, few, monkeypatch):
     monkeypatch.setenv("SER_HOME", str(delivered))
     folder = delivered / "outputs/small/export"
     before = (folder / "export.json").read_text()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, command
 from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
 
 from ser import audio, config, encoders
@@ -661,14 +661,13 @@ def test_killed_in_the_middle_and_run_again_it_ends_like_an_uninterrupted_run(ma
     assert content(folder) == whole[name]
 
 
-def test_two_processes_make_what_one_makes_and_nothing_twice(many, work, start):
+def test_two_processes_make_what_one_makes_and_nothing_twice(many, work):
     _, arguments, whole = many
     name = "whisper_tiny-statistics"
     folder = work / "data/ravdess/feats" / name
-    running = start(arguments[name], *TWO)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    assert out == f"{folder}: 240 made, 0 remade, 0 kept\n"
+    done = command("extract.py", "ravdess", *arguments[name], home=work, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder}: 240 made, 0 remade, 0 kept\n"
     assert content(folder) == whole[name]
 
 
@@ -685,10 +684,9 @@ def test_one_of_two_processes_killed_and_both_run_again_they_end_like_an_uninter
     done = journalled(folder)
     assert 0 < len(done) < 240
     assert len(done) == len(set(done)), "no clip is made by both"
-    running = start(arguments["logmel80"], *TWO)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    place, _, counts = out.rstrip("\n").rpartition(": ")
+    again = command("extract.py", "ravdess", *arguments["logmel80"], home=work, ranks=2)
+    assert again.returncode == 0, again.stderr
+    place, _, counts = again.stdout.rstrip("\n").rpartition(": ")
     made, remade, kept = (int(part.split()[0]) for part in counts.split(", "))
     assert place == str(folder)
     assert kept == len(done)

@@ -4,15 +4,18 @@ A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err
 out. Of several ranks, which find each other as torchrun's do, it is the first that is not 0.
 Importing torch takes two seconds, transformers as long: most of what a small command takes. What is ours is imported
 by each command anew; seeds of hashes and what the environment says to Python and to threads are those of the first
-process.
+process. Nor do they take those libraries down at their end, which would take as long.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import threading
 
 import gin  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
@@ -29,6 +32,7 @@ os.fsync = lambda _: None  # as in conftest.py
 
 
 def main() -> None:
+    gc.freeze()  # what is imported here is never looked through again
     for line in sys.stdin:
         job = json.loads(line)
         children = []
@@ -45,7 +49,6 @@ def main() -> None:
             children.append(os.fork())
             if not children[-1]:
                 begin(job)
-                return
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(next((status for status in statuses if status), 0), flush=True)
 
@@ -61,7 +64,21 @@ def begin(job: dict) -> None:
     os.chdir(job["cwd"])
     sys.argv = job["argv"]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
