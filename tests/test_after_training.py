@@ -189,8 +189,10 @@ def between(sound: torch.Tensor, low: float, high: float) -> float:
 
 def test_recorded_noise_is_added_at_its_ratio_and_a_folder_without_is_said(trained_home, tmp_path):
     train("ravdess_ecapa")
-    with pytest.raises(UserError, match="holds no sound"):
-        robustness.robustness("last", "val", progress=False, noise=str(tmp_path / "nothing"))
+    (tmp_path / "silent").mkdir()
+    for folder, says in (("nothing", "is not there"), ("silent", "holds no sound")):
+        with pytest.raises(UserError, match=says):
+            robustness.robustness("last", "val", progress=False, noise=str(tmp_path / folder))
     known = read_table("demo")
     noise = known.sound_path(known.clips[-1]).parent
     before = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 16_000))).float() / 10

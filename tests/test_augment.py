@@ -460,8 +460,8 @@ def test_clipping_cuts_at_a_share_of_the_peak():
         (lambda: Reverb(0.0, 0.5), "more than 0"),
         (lambda: Clipping(0.0, 0.5), "shares of the peak"),
         (lambda: Band(4000.0, 300.0), "edge_low is 4000"),
-        (lambda: BackgroundNoise("/no/such/folder").ready(), "holds no sound"),
-        (lambda: RecordedRooms("/no/such/folder").ready(), "holds no sound"),
+        (lambda: BackgroundNoise("/no/such/folder").ready(), "is not there"),
+        (lambda: RecordedRooms("/no/such/folder").ready(), "is not there"),
     ],
 )
 def test_wrong_surroundings_are_named(make, says):

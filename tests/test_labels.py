@@ -29,7 +29,7 @@ def test_an_unknown_corpus_is_answered_with_the_nearest_name():
 def test_some_classes_keep_the_order_of_all():
     assert label_set("ravdess", ["sad", "angry", "calm"]) == ("angry", "calm", "sad")
     for classes, says in (
-        (["angry", "hapy"], r"'hapy', which ravdess has not; did you mean 'happy'\?"),
+        (["angry", "hapy"], r"'hapy', which ravdess does not have; did you mean 'happy'\?"),
         (["angry"], "two or more"),
         (["angry", "sad", "sad"], "each once"),
     ):

@@ -107,7 +107,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from ser import tracking
-tracking.FINISH_SECONDS = 3
+tracking.FINISH_SECONDS = 1
 settings = {"train/lr": 0.1, "train/epochs": 3}
 tracker = tracking.Tracker(tracking.Tracking("online"), Path(sys.argv[1]), settings, "folds", ["tagged"])
 tracker.log(1, {"train/loss": 2.0})

@@ -232,7 +232,7 @@ def test_what_is_kept_is_the_best_epoch_a_smoothed_one_or_the_last():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train/accumulate = 0", "Training.accumulate is 0"),
+        ("train/accumulate = 0", "train/accumulate is 0"),
         ("train/accumulate = 99", "above the 8 clips of a batch"),
         ("train/keep = 'worst'", "train/keep is 'worst'"),
         ("train/unreadable = 'skp'", "did you mean 'skip'"),
