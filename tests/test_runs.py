@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import command, one_error_line
+from conftest import PROJECT, command, one_error_line
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -21,6 +22,7 @@ from ser import (
     cross_validation,
     evaluation,
     launching,
+    robustness,
     runs,
     schemes,
     scoring_count,
@@ -284,6 +286,7 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     table = list(csv.DictReader((trained_home / "data/demo/metadata.csv").open()))
     assert sorted(clips) == sorted(row["clip"] for row in table)
     assert metrics["ci95"]["uar"] is not None
+    assert {"mean", "sd"} == metrics["over_folds"]["uar"].keys()
     pooled = score(read_predictions(folder / "predictions.csv"))
     assert metrics["uar"] == pytest.approx(pooled["uar"])
     capsys.readouterr()
@@ -452,3 +455,36 @@ def test_a_clip_is_scored_the_same_alone_and_among_others(once, trained_home, mo
 def test_every_figure_says_how_many_clips_are_missing(run):
     _, metrics = evaluate("last", "val", progress=False)
     assert metrics["clips_missing"] == read_table("ravdess").missing > 0
+
+
+AFTER_TRAINING = [
+    (["train.py", "--resume", "last"], "already trained with these settings"),
+    (["eval_model.py", "last", "--part", "val"], "ravdess emobox6 fold 1, validation part"),
+    (["eval_model.py", "last"], "test scorings 1"),
+    (["cross_corpus.py", "last", "demo"], "[cross-corpus]"),
+    (["cross_corpus.py"], "adapted: normalised by the other corpus's statistics"),
+    (["report.py", "last", "--sound"], "report.html"),
+    (["robustness.py", "last", "--part", "val"], "first seconds"),
+    (["summarize.py"], "summary.csv"),
+]
+
+
+def test_every_command_after_training_does_its_work(run, run_here, monkeypatch):
+    kept = {"first seconds": {1.0: robustness.CONDITIONS["first seconds"][1.0]}}
+    monkeypatch.setattr(robustness, "CONDITIONS", kept)
+    for arguments, says in AFTER_TRAINING:
+        done = run_here(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert says in done.stdout, arguments
+    done = run_here("eval_model.py", "last")
+    assert "note: scored 2 times by now" in done.stderr
+
+
+def test_the_keys_that_the_readme_names_are_those_of_a_metrics_file(run, trained_home):
+    """Of a run's part, of another corpus, or of a cross-validation, whose own are pooled."""
+    text = (PROJECT / "README.md").read_text().partition("The main keys of `metrics.json`:")[2].partition("\n\n\n")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert {"uar", "ci95", "strict", "folds"} <= named
+    held = set(evaluate("last", progress=False)[1]) | set(cross("last", "demo", progress=False)[1])
+    assert named - held == {"folds", "over_folds"}
