@@ -43,7 +43,11 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> tuple[int, int
                 counts[right] += 1
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two are of bad offsets
-            raise cannot_write(archive, error, KEPT) from error
+            if error.filename == str(archive):
+                raise UserError(
+                    f"{archive}: cannot be read ({error.strerror}); check the file and its owner"
+                ) from error
+            raise cannot_write(Path(error.filename or archive), error, KEPT) from error
         raise UserError(f"{archive}: damaged ({error}); remove it and run the same command again") from error
     return counts[0], counts[1]
 

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ser.errors import UserError, nearest
+from ser.errors import UserError, closest
+from ser.files import PROJECT
 from ser.labels import LABEL_SETS
 
 __all__ = ["Parser", "add_corpus", "add_raw", "add_run"]
@@ -17,13 +18,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a UserError that says what is wrong, and what was probably meant."""
         unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        word = unknown.lstrip("-").partition("=")[0]
         hint = f"see: {self.prog} --help"
-        if re.fullmatch(r"[a-z_]+=.*", unknown):
+        if word in variables() and not unknown.startswith("-"):
             hint = f"variables come before the recipe: just {unknown} ..."
-        elif unknown.startswith("--"):
-            options = [name for name in self._option_string_actions if name.startswith("--")]
-            hint = nearest(unknown, options).removeprefix("; ")
+        elif word and self._subparsers is None:  # the options of commands are not known here
+            close = closest(f"--{word}", [name for name in self._option_string_actions if name.startswith("--")])
+            hint = f"did you mean '{close}'?" if close else hint
         raise UserError(f"{message}; {hint}")
+
+
+def variables() -> list[str]:
+    """Return the variables that recipes know, in a checkout."""
+    path = PROJECT / "Justfile"
+    return re.findall(r"^(?:export )?(\w+) := \"", path.read_text(), re.MULTILINE) if path.is_file() else []
 
 
 def add_corpus(parser: argparse.ArgumentParser, **options: Any) -> None:

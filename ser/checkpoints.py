@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,29 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
-        run = path.parents[1]
-        again = f"go on with: just resume {run.name}" if (run / "run.gin").is_file() else "train first: just train EXP"
-        raise UserError(f"{path}: no such checkpoint; {again}") from error
+        raise UserError(f"{path}: no such checkpoint; {way_back(path)}") from error
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, key and end-of-file errors
         reason = first_line(error)
         reason = f" ({reason})" if " " in reason else ""  # torch may say no more than a number
-        raise UserError(
-            f"{path}: not a whole checkpoint{reason}; remove it and run: just resume {path.parents[1].name}, "
-            "or remove the run and train again"
-        ) from error
+        raise UserError(f"{path}: not a whole checkpoint{reason}; {way_back(path)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of ser")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: format {content['format']} is newer than this ser knows ({FORMAT}); update ser")
     return content
+
+
+def way_back(path: Path) -> str:
+    """Say what to do where a checkpoint is missing or damaged."""
+    run = path.parents[1]
+    if not (run / "run.gin").is_file():
+        return "train first: just train EXP"
+    if path == run / LAST:
+        return f"remove it and begin the run again: just resume {run.name}"
+    with suppress(UserError):
+        if is_finished(run / LAST):
+            return f"remove {run} and train again"
+    return f"remove it, if it is there, and go on with: just resume {run.name}"
 
 
 def identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

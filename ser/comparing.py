@@ -77,6 +77,10 @@ def checked_figures(folder: Path, evaluation: str) -> dict[str, Any]:
     """
     if figures := current_figures(folder, evaluation):
         return figures
+    if not (folder / "run.gin").is_file():
+        raise UserError(
+            f"{folder.name}: {evaluation} is of runs that were trained or scored again since; make it again"
+        )
     raise UserError(
         f"{folder.name}: {evaluation} was scored before the run was finished, or by an earlier version of ser; "
         "score it again"

@@ -34,8 +34,10 @@ def read_clips(table: Path) -> dict[str, dict[str, str]]:
         where = f"{table}: line {line}"
         path = row["path"].strip()
         parts = path.split("/")
-        if not parts[-1] or path.startswith("/") or ".." in parts or not path.isprintable():
-            raise UserError(f"{where}: path {path!r}; expected one below the folder of the table")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+            raise UserError(f"{where}: path {path!r} holds a control character; expected the name of a file")
+        if not parts[-1] or path.startswith("/") or ".." in parts:
+            raise UserError(f"{where}: path '{path}'; expected one below the folder of the table")
         word = row["emotion"].strip().lower()
         emotion = ALIASES.get(word, word)
         if emotion not in EMOTIONS:

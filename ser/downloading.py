@@ -99,7 +99,7 @@ def download(
                     wanted = f"expected the {source.clips} of {source.title}; remove it and see {source.page}"
                     raise UserError(f"{archive}: {clips} sound files, {wanted}")
     except OSError as error:
-        raise cannot_write(folder, error, KEPT) from error
+        raise cannot_write(Path(error.filename or folder), error, KEPT) from error
     return outcome
 
 

@@ -139,7 +139,9 @@ class Transfer:
                     self.outcome.failed[item.path] = str(error)
                 except Exception as error:
                     path = self.folder / item.path
-                    self.fatal = cannot_write(path, error, KEPT) if isinstance(error, OSError) else error
+                    self.fatal = (
+                        cannot_write(Path(error.filename or path), error, KEPT) if isinstance(error, OSError) else error
+                    )
                     self.stop.set()
 
     def show(self, item: Item, position: int) -> None:

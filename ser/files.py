@@ -262,9 +262,7 @@ def cannot_write(path: Path, error: OSError, kept: str = "") -> UserError:
     if error.errno in NO_SPACE:
         kept = kept or ("the previous file is kept" if path.exists() else "nothing was written")
         return UserError(f"{path}: no space left on the disk, {kept}; free some space and run the same command again")
-    return UserError(
-        f"{error.filename or path}: cannot be written ({error.strerror or error}); check the folder and its owner"
-    )
+    return UserError(f"{path}: cannot be written ({error.strerror or error}); check the folder and its owner")
 
 
 def sha256_of(path: Path) -> str:

@@ -67,16 +67,17 @@ class WarmupCosine:
         final: learning rate at the end, as a share of the peak.
 
     Raises:
-        UserError: a share outside [0, 1).
+        UserError: a share out of range.
     """
 
     warmup: float = 0.1
     final: float = 0.01
 
     def __post_init__(self) -> None:
-        for name, value in (("warmup", self.warmup), ("final", self.final)):
-            if not 0 <= value < 1:
-                raise UserError(f"WarmupCosine.{name} is {value}; expected a share in [0, 1)")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"WarmupCosine.warmup is {self.warmup}; expected a share of the steps in [0, 1)")
+        if not 0 <= self.final <= 1:
+            raise UserError(f"WarmupCosine.final is {self.final}; expected a share of the peak in [0, 1]")
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor on the peak learning rate at ``step`` (from 0) of ``steps``."""

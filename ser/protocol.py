@@ -89,7 +89,8 @@ class Protocol:
         tags = [] if self.split.speaker_independent else ["speaker-dependent"]
         every = label_set(self.corpus)
         tags += [] if self.labels == every else [f"classes-{len(self.labels)}"]
-        if "calm" in every and "calm" not in self.labels and "neutral" in self.labels:
+        calm = any(clip.emotion == "calm" for clip in self.table.clips)
+        if calm and "calm" not in self.labels and "neutral" in self.labels:
             tags.append("calm-left-out" if self.calm == "leave_out" else "calm-as-neutral")
         return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
 

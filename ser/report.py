@@ -14,7 +14,7 @@ from ser.environment import revision_of, short
 from ser.errors import UserError, some
 from ser.files import read_json, run_folder, write_text
 from ser.metadata import Clip, Table, read_table
-from ser.metrics_file import is_known
+from ser.metrics_file import is_known, is_of_parts
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
 from ser.robustness import shown_value
@@ -33,6 +33,7 @@ from ser.wording import (
 __all__ = ["report"]
 
 SHAKY = {"unfinished", "speakers-seen"}  # tags of figures that no headline is made of where there are others
+OLD = "of an earlier version, or of runs that were trained or scored again since"
 MISTAKES = 12  # that are shown, the most confident first
 PACKAGES = ("torch", "transformers", "speechbrain", "numpy")  # whose versions are named at once
 
@@ -54,15 +55,16 @@ def report(name: str, sound: bool = False) -> Path:
             f"{folder.name}: not scored yet; run: just eval {folder.name}, or just part=val eval {folder.name}"
         )
     order = {"test": 0, "val": 1}
-    good = [(place, metrics) for place, metrics in evaluations if is_known(metrics)]
+    current = {place for place, metrics in evaluations if is_known(metrics) and is_of_parts(metrics, place)}
+    good = [(place, metrics) for place, metrics in evaluations if place in current]
     good.sort(key=lambda pair: (bool(SHAKY & set(pair[1]["tags"])), order.get(pair[1]["part"], 2), pair[0].name))
-    old = sorted(place.name for place, metrics in evaluations if not is_known(metrics))
+    old = sorted(place.name for place, _ in evaluations if place not in current)
     links = "".join(f'<a href="#{escape(place.name)}">{escape(place.name)}</a>' for place, _ in good)
     parts = [
         f"<h1>{escape(folder.name)}</h1>",
         headline(good[0][1]) if good else "",
         f'<nav>{links}<a href="#training">training</a><a href="#settings">settings</a></nav>',
-        *(f"<p>{escape(name)}: of an earlier version; score it again: just eval RUN</p>" for name in old),
+        *(f"<p>{escape(name)}: {OLD}; make it again</p>" for name in old),
         *(section(place.name, title_of(metrics), scored(place, metrics, sound)) for place, metrics in good),
         section("training", "Training", trained(folder)),
         section("settings", "Settings and environment", settings(folder)),
@@ -157,7 +159,7 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
     if not (folder / "robustness.json").is_file():
         return ""
     made, rows = read_json(folder / "robustness.json"), []
-    same_clips = made.get("clips_sha256") == metrics.get("clips_sha256")
+    same_clips = made.get("clips_sha256", metrics.get("clips_sha256")) == metrics.get("clips_sha256")
     if not same_clips or not checkpoints.same(made.get("checkpoint"), metrics.get("checkpoint")):
         return "<h3>Robustness</h3><p>Of other weights or clips than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:

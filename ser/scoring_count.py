@@ -47,4 +47,4 @@ def parts_scored(run: Path) -> set[tuple[str, str]]:
     """Return corpus and scheme of every test part that a run was scored on, in whatever way."""
     path = run / SCORINGS
     text = path.read_text() if path.is_file() else ""
-    return set(re.findall(r'"scored": "(\w+)-(\w+)-test[-"]', text))
+    return set(re.findall(r'"scored": "(\w+?)-(.+?)-test[-"]', text))

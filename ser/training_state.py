@@ -231,7 +231,13 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
     check_unchanged(run, experiment, content, run.last)
     check_made_with(run.last, content, setup.reader.source.made_with)
     checkpoints.restore(setup.model, content["model"], run.last)
-    setup.optimizer.load_state_dict(content["optimizer"])
+    try:
+        setup.optimizer.load_state_dict(content["optimizer"])
+    except ValueError as error:  # its groups are others, as those of weight decay were
+        raise UserError(
+            f"{run.last}: its optimiser is of an earlier version of ser, which cannot be resumed; remove the folder, "
+            "train again"
+        ) from error
     if setup.ema is not None:
         checkpoints.check(setup.ema.state_dict(), content["averaged"], run.last)
         setup.ema.load_state_dict(content["averaged"])

@@ -263,3 +263,8 @@ def test_a_clip_that_cannot_be_read_is_skipped_also_where_it_tells_of_its_speake
     assert capsys.readouterr().err == "skipped: b: damaged\n"
     with pytest.raises(UserError, match="b: damaged"):
         batches.ClipReader(source, LABELS, enrolled=CLIPS).whole(CLIPS[:1])
+
+
+def test_a_label_that_the_model_does_not_know_is_named():
+    with pytest.raises(UserError, match=r"clip 'x' is labelled 'calm', which the model does not know.*just cross RUN"):
+        batches.check_labels([*CLIPS, clip("x", "calm")], LABELS)

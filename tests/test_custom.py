@@ -101,7 +101,7 @@ def test_without_speakers_every_figure_says_so(home, tmp_path, run_here):
         ("path,emotion\na.wav,happy\n../b.wav,sad\n", "line 3: path '../b.wav'; expected one below"),
         ("path,emotion\n/etc/a.wav,happy\n", "expected one below the folder"),
         ("path,emotion\n,happy\n", "line 2: path ''"),
-        ("path,emotion\na\0b.wav,happy\n", r"line 2: path 'a\x00b.wav'; expected"),
+        ("path,emotion\na\0b.wav,happy\n", r"line 2: path 'a\x00b.wav' holds a control character"),
         ("path,emotion,speaker\na.wav,sad,Ann\u200b\nb.wav,sad,ANN\n", "line 3: speaker 'ANN' is 'Ann' in line 2"),
         ("path,emotion\na.wav,happy\na.wav,sad\n", "line 3: clip 'a' appears twice"),
         (

@@ -29,7 +29,7 @@ def imported(module: str) -> set[str]:
     return {name.removeprefix("ser.") for name in names}
 
 
-def test_the_list_of_rooms_is_complete():
+def test_the_list_of_modules_is_complete():
     files = {path.stem for path in (PROJECT / "ser").glob("*.py")} - {"__init__"}
     assert files == set(MODULES)
     assert len(MODULES) == len(set(MODULES))

@@ -1,4 +1,4 @@
-"""Which clips go together and in which order, and making the next batch while this one is in use."""
+"""Which clips go together, and in which order."""
 
 from itertools import pairwise
 
@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from ser.samplers import bucketed, shuffled
 
 quick = settings(deadline=None, database=None, max_examples=100)
-
-
-# Which clips go together
 
 
 @quick
@@ -70,9 +67,6 @@ def test_a_budget_of_nothing_makes_each_clip_a_batch_of_its_own():
 
 def test_clips_of_equal_length_keep_their_order():
     assert bucketed([4, 4, 4, 4, 4], 8) == [[0, 1], [2, 3], [4]]
-
-
-# Reading ahead
 
 
 def test_with_lengths_batches_are_alike_and_every_clip_comes_once():

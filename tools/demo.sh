@@ -39,7 +39,7 @@ the model, ready to be used elsewhere, and what it is:
 
 try next:
   just show demo_ecapa                                          every setting of this run
-  just train demo_ecapa 'seed = 2' 'train/loss = "focal"'       another run beside it
+  just train demo_ecapa 'seed = 2' 'train/lr = 5e-4'            another run beside it
   just robustness last                                          noise, babble, telephone, rooms ...
   just raw=PATH prepare ravdess                                 your own recordings
 EOF
