@@ -141,6 +141,6 @@ def table(experiment: Experiment, folder: Path, rows: Sequence[dict[str, Any]]) 
     if rows[-1]["layer"] == "all":
         verdict = "better than" if rows[-1]["uar"] > best["uar"] else "not better than"
         lines.append(f"all joined are {verdict} it:  encoder/layers = None")
-    command = f"just extract {experiment.protocol.corpus} {experiment.features.name}"
+    command = experiment.features.command(experiment.protocol.corpus)
     lines.append(f"its frames:  {command} 'encoder/keep = \"frames\"' 'encoder/layers = [{best['layer']}]'")
     return "\n".join([*lines, str(folder / "layers.csv"), str(folder / "layers.png")])
