@@ -196,12 +196,13 @@ def test_a_clip_that_the_split_does_not_know_is_named(home):
     assert f"{path}: 1 clips of the metadata are in no part: {first}" in str(caught.value)
 
 
-def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_home, monkeypatch):
+def test_a_recording_in_two_parts_is_refused_whatever_its_name(home, prepared_home, monkeypatch, capsys):
     shutil.copytree(prepared_home / "data", home / "data")
     monkeypatch.setenv("SER_HOME", str(home))
     protocol = Protocol("crema_d", "tfds", extra=["ravdess"])
     heard, other, scored = (protocol.part("train")[0], protocol.part("train")[-1], protocol.part("test")[0])
     assert other.corpus == "ravdess"
+    assert "run: just verify crema_d and just verify ravdess" in capsys.readouterr().err
     raws = {corpus: protocol.tables[corpus].raw for corpus in ("crema_d", "ravdess")}
 
     def store_sound_hashes(corpus: str, sound: dict[str, str]) -> None:
