@@ -4,18 +4,15 @@ Markdown with the front matter that the Hugging Face Hub reads; every figure in 
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ser import __version__, checkpoints
 from ser.corpora import licence, readme_entry
-from ser.errors import UserError
 from ser.evaluation import clips_hash
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
-from ser.metrics_file import is_known, is_of_best, is_of_parts
+from ser.metrics_file import is_of_best, is_of_parts, readable
 from ser.robustness import shown_value
 from ser.run_evaluation import how_chosen, is_current, scorable, tags_of
 from ser.runs import TrainedRun
@@ -77,14 +74,6 @@ def over_folds(trained: TrainedRun) -> list[tuple[Path, dict[str, Any]]]:
         if any(checkpoints.is_of(fold.get("checkpoint"), trained.checkpoint) for fold in metrics.get("folds", []))
         and is_of_parts(metrics, folder)
     ]
-
-
-def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield folder and content of those ``metrics.json`` that this version of ser wrote."""
-    for path in sorted(paths):
-        with suppress(UserError):
-            if is_known(metrics := read_json(path)):
-                yield path.parent, metrics
 
 
 def corpora(trained: TrainedRun) -> list[str]:

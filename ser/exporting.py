@@ -25,8 +25,9 @@ from ser.card import model_card
 from ser.encoders import EncoderFeatures, fingerprint
 from ser.errors import UserError, first_line
 from ser.export_index import FEWEST_SAMPLES, FORMAT, INDEX, MOST_SAMPLES, read_index
-from ser.files import cannot_write, locked, read_json, run_folder, sha256_of, write_bytes, write_json, write_text
+from ser.files import cannot_write, locked, run_folder, sha256_of, write_bytes, write_json, write_text
 from ser.layers import InputNorm
+from ser.metrics_file import readable
 from ser.parity import Answers, answers_of, compare, compare_known, variant_figures
 from ser.pipeline import Pipeline
 from ser.run_evaluation import tags_of
@@ -382,8 +383,8 @@ def exported(name: str) -> Path:
         made = (folder / INDEX).stat().st_mtime
         # The card tells of evaluations; of those made since it would not.
         told = [*run.glob("eval/*/*.json"), *run.glob("scorings.jsonl")]
-        for pooled in run.parent.glob("*-cv-*/eval/*/metrics.json"):
-            told += [pooled for fold in read_json(pooled).get("folds", []) if fold["run"] == run.name]
+        for pooled, figures in readable(run.parent.glob("*-cv-*/eval/*/metrics.json")):
+            told += [pooled / "metrics.json" for fold in figures.get("folds", []) if fold["run"] == run.name]
         later = [path for path in told if path.stat().st_mtime > made]
         if same and not later and "unfinished" not in read_index(folder)["tags"]:
             return folder

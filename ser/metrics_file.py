@@ -1,6 +1,7 @@
 """``metrics.json`` of an evaluation: whether it is of today's weights, and what several of them have in common."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from ser import checkpoints
 from ser.errors import UserError
 from ser.files import read_json, sha256_of
 
-__all__ = ["commits_of", "current_figures", "highest", "is_known", "is_of_best", "is_of_parts"]
+__all__ = ["commits_of", "current_figures", "highest", "is_known", "is_of_best", "is_of_parts", "readable"]
 
 KNOWN = {"classes", "gaps", "part", "reliability", "tags"}  # keys that only this version's metrics.json has
 
@@ -62,11 +63,8 @@ def is_of_parts(figures: Mapping[str, Any], folder: Path) -> bool:
     for fold in figures.get("folds") or []:
         run = outputs / fold["run"]
         if fold.get("checkpoint") and (run / checkpoints.BEST).is_file():
-            try:
-                own = read_json(run / "eval" / folder.name / "metrics.json")
-            except UserError:
-                return False
-            if not checkpoints.same(own.get("checkpoint"), fold["checkpoint"]):
+            own = dict(readable([run / "eval" / folder.name / "metrics.json"]))
+            if not any(checkpoints.same(figures.get("checkpoint"), fold["checkpoint"]) for figures in own.values()):
                 return False
     for member, sha256 in (figures.get("member_answers") or {}).items():
         if (outputs / member).is_dir():
@@ -74,6 +72,14 @@ def is_of_parts(figures: Mapping[str, Any], folder: Path) -> bool:
             if not answers.is_file() or sha256_of(answers) != sha256:
                 return False
     return True
+
+
+def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and content of those ``metrics.json`` that this version of ser wrote."""
+    for path in sorted(paths):
+        with suppress(UserError):
+            if is_known(figures := read_json(path)):
+                yield path.parent, figures
 
 
 def highest(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:

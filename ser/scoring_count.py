@@ -28,11 +28,14 @@ def count_scoring(run: Path, what: str, how: str = "") -> int:
 
 def times_scored(run: Path, what: str) -> int:
     """Return how often a run was scored on a test part or another corpus, in whatever way."""
-    path = run / SCORINGS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    # Lines are looked at as text: one that a crash cut short is no JSON.
     begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
-    return sum(line.startswith(begins) for line in lines)
+    return sum(line.startswith(begins) for line in recorded(run).splitlines())
+
+
+def recorded(run: Path) -> str:
+    """Return what was recorded of a run, as text: a line that a crash cut short is no JSON."""
+    path = run / SCORINGS
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def scorings_now(run: Path, metrics: Mapping[str, Any]) -> int:
@@ -45,6 +48,4 @@ def scorings_now(run: Path, metrics: Mapping[str, Any]) -> int:
 
 def parts_scored(run: Path) -> set[tuple[str, str]]:
     """Return corpus and scheme of every test part that a run was scored on, in whatever way."""
-    path = run / SCORINGS
-    text = path.read_text() if path.is_file() else ""
-    return set(re.findall(r'"scored": "(\w+?)-(.+?)-test[-"]', text))
+    return set(re.findall(r'"scored": "(\w+?)-(.+?)-test[-"]', recorded(run)))

@@ -367,6 +367,9 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
         f"{first.name}/eval/demo-kfold5-test/metrics.json: its runs were trained or scored again since"
         in capsys.readouterr().err
     )
+    for foreign in ("[]", "{"):
+        own.write_text(foreign)
+        assert not {row["run"] for row in summary.write()[1]} & {*names}
     own.write_text(before)
     figures = card.figures(runs.load_trained(fold.name), [])
     assert f"{pooled['uar']:.3f}" in figures

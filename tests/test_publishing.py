@@ -346,8 +346,31 @@ def test_an_export_is_made_anew_where_the_run_was_scored_since(delivered, tmp_pa
     monkeypatch.setattr(exporting, "export", lambda name: ("made anew", {}))
     assert exporting.exported("small") == run / "export"
     later = (run / "export" / INDEX).stat().st_mtime + 5
-    os.utime(next(run.glob("eval/*/metrics.json")), (later, later))
+    path = next(run.glob("eval/*/metrics.json"))
+    pooled = home / "outputs/demo_ecapa-cv-s1-abc/eval/demo-kfold5-test/metrics.json"
+    pooled.parent.mkdir(parents=True)
+    for folds in ([{"run": "another"}], [{"run": "small"}]):
+        write_json(pooled, read_json(path) | {"folds": folds})
+        os.utime(pooled, (later, later))
+        assert (exporting.exported("small") == "made anew") is (folds == [{"run": "small"}])
+    for foreign in ("[]", "{", '{"folds": 1}'):
+        pooled.write_text(foreign)
+        os.utime(pooled, (later, later))
+        assert exporting.exported("small") == run / "export"
+    os.utime(path, (later, later))
     assert exporting.exported("small") == "made anew"
+
+
+def test_another_version_takes_the_place_of_one_in_a_folder(export, tmp_path):
+    url = f"file://{tmp_path}/shelf"
+    publishing.publish(export, url)
+    first = (tmp_path / "shelf" / INDEX).read_text()
+    write_json(export / INDEX, read_json(export / INDEX) | {"run": "another"})
+    with pytest.raises(UserError, match="overwrite"):
+        publishing.publish(export, url)
+    publishing.publish(export, url, overwrite=True)
+    assert (tmp_path / "shelf" / INDEX).read_text() != first
+    assert not list((tmp_path / "shelf").rglob("*.part"))
 
 
 def test_an_export_of_an_unfinished_run_is_not_published(export, tmp_path):

@@ -390,6 +390,8 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
     assert printed.count(run.folder.name) == 3
     assert summary.scorings_text(rows) == ["ravdess emobox6, test: 1 run (a fold is a run), scored 1 time in all"]
     assert summary.scorings_text(rows)[0] in path.with_suffix(".md").read_text()
+    with open(run.folder / "scorings.jsonl", "ab") as file:
+        file.write(b'\xff\n{"scored": "ravd')  # foreign, and cut short by a crash
     scoring_count.count_scoring(run.folder, "ravdess-emobox6-test", "-robustness")
     assert "scored 2 times in all" in summary.scorings_text(rows)[0]
     by_part = {(row["corpus"], row["part"]): row for row in read}
