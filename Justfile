@@ -188,7 +188,7 @@ resume RUN: _install
 [no-cd]
 [no-exit-message]
 cv EXP *OVERRIDES: _install
-    @{{ bin }}/python {{ tools }}/cv_train.py --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} "$@"
+    @{{ bin }}/python {{ tools }}/cv_train.py --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} {{ if part == "test" { "" } else { error("cv scores the test part of each fold; validation: just train EXP 'split/fold = 1', then just part=val eval last") } }} "$@"
 
 # train with and without some changes, over seeds, and compare on validation: just seeds=3 ablate EXP 'a = 1' 'b = 2; c = 3'
 [group('3-5 training')]

@@ -79,11 +79,15 @@ def checked_figures(folder: Path, evaluation: str) -> dict[str, Any]:
         return figures
     if not (folder / "run.gin").is_file():
         raise UserError(
-            f"{folder.name}: {evaluation} is of runs that were trained or scored again since; make it again"
+            f"{folder.name}: {evaluation} is of runs that were trained or scored again since; "
+            "give the just cv or just ensemble that made it once more"
         )
+    again = f"just part={evaluation.rpartition('-')[2]} eval {folder.name}"
+    if evaluation.endswith("-none-all"):
+        again = f"just cross {folder.name} {evaluation.partition('-')[0]}"
     raise UserError(
         f"{folder.name}: {evaluation} was scored before the run was finished, or by an earlier version of ser; "
-        "score it again"
+        f"score it again: {again}"
     )
 
 

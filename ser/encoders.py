@@ -241,7 +241,10 @@ def load(source: str, revision: str) -> Encoder:
         settings = AutoConfig.from_pretrained(**where)
         if settings.model_type not in (*FAMILIES, "whisper"):
             known = ", ".join((*FAMILIES, "whisper"))
-            raise UserError(f"is of the family '{settings.model_type}'; choose an encoder of {known}")
+            raise UserError(
+                f"is of the family '{settings.model_type}'; choose an encoder of {known}, "
+                "or write a class for it: CONTRIBUTING.md"
+            )
         options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
         if settings.model_type == "whisper":
             model, info = modeling_whisper.WhisperEncoder.from_pretrained(  # type: ignore[misc]
@@ -289,8 +292,9 @@ def cannot_load(source: str, folder: Path | None, error: Exception) -> UserError
     if folder is not None:
         return UserError(f"{folder}: not a whole pretrained encoder ({reason}); copy or download it again")
     return UserError(
-        f"encoder '{source}' cannot be fetched from the hub ({reason}); without a network put its config.json, "
-        f"preprocessor_config.json and model.safetensors into {data_folder() / 'encoders' / source}/"
+        f"encoder '{source}' cannot be had from the hub ({reason}); without a network put its config.json, "
+        f"preprocessor_config.json and model.safetensors into {data_folder() / 'encoders' / source}/; "
+        "if it is no HuBERT, wav2vec 2.0, WavLM or Whisper of transformers, see CONTRIBUTING.md"
     )
 
 

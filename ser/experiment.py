@@ -119,7 +119,8 @@ class Experiment:
         if features.front_end.kind != self.model.takes:
             raise UserError(
                 f"{model} takes {self.model.takes}, but features '{features.store}' are {features.front_end.kind}; "
-                "choose others in gin/features/, or what an encoder keeps: encoder/keep and encoder/layers"
+                "include the model's file after the features' file, choose others in gin/features/, "
+                "or what an encoder keeps: encoder/keep and encoder/layers"
             )
         shape, wanted = list(features.front_end.shape), list(self.model.input_shape)
         if shape != wanted:

@@ -111,11 +111,8 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
         dist.keep_freed_memory()
     front_end = features.front_end.to(device)
     for batch, (sound, lengths, sources) in zip(batches, map_ahead(partial(decoded, table), batches), strict=True):
-        with torch.inference_mode():
-            values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
-            values, counts = values.cpu(), frames.tolist()
         files = []
-        for clip, value, count, source in zip(batch, values, counts, sources, strict=True):
+        for clip, (value, count), source in zip(batch, answers(front_end, sound, lengths, device), sources, strict=True):
             value = value if features.front_end.kind == "statistics" else value[..., :count, :]
             if not torch.isfinite(value).all():
                 raise UserError(
@@ -124,6 +121,26 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
                 )
             files.append((clip.clip, count, content_of(stored(value, features), features.front_end.ending), source))
         yield files
+
+
+def answers(
+    front_end: torch.nn.Module, sound: torch.Tensor, lengths: torch.Tensor, device: torch.device
+) -> list[tuple[torch.Tensor, int]]:
+    """Return what a front end makes of each clip of a batch, and of how many frames.
+
+    Where the device's memory does not hold the batch, its halves are tried.
+    """
+    try:
+        with torch.inference_mode():
+            values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
+            return list(zip(values.cpu(), frames.tolist(), strict=True))
+    except torch.OutOfMemoryError:
+        if len(lengths) == 1:
+            raise
+    # Here, where the error no longer holds what was computed.
+    torch.cuda.empty_cache()
+    halves = zip(sound.tensor_split(2), lengths.tensor_split(2), strict=True)
+    return [answer for part, n in halves for answer in answers(front_end, part[:, : n.max()], n, device)]
 
 
 def stored(values: torch.Tensor, features: Features) -> torch.Tensor:

@@ -40,6 +40,8 @@ def find_experiment(experiment: str) -> Path:
         raise UserError(
             f"'{experiment}' is a run, not an experiment of gin/exp/; go on with it: just resume {experiment}"
         )
+    if Path(f"{experiment}.gin").is_file():
+        raise UserError(f"'{experiment}' is not in gin/exp/; for the file that lies here: {experiment}.gin")
     longer = [name for name in experiments() if name.startswith(f"{experiment}_")]
     hint = f"; those that begin so: {some(longer, 12)}" if len(longer) > 1 else nearest(experiment, experiments())
     raise UserError(f"experiment '{experiment}' is not in gin/exp/{hint}")

@@ -207,9 +207,11 @@ class Protocol:
             raise UserError(f"part '{name}' is unknown{nearest(name, splits.PARTS)}")
         if not self.parts[name]:
             at_hand = ", ".join(f"{part} {len(clips)}" for part, clips in self.parts.items())
+            fold = "" if self.fold is None else f" 'split/fold = {self.fold}'"
             raise UserError(
                 f"{self.describe()}: no clip of part '{name}' is at hand ({at_hand}); "
-                "look at what is missing: just split CORPUS, or choose another part: just part=val eval RUN"
+                f"see what is there: just histogram {self.corpus} 'split/scheme = \"{self.scheme}\"'{fold}, "
+                "or choose another part: just part=val eval RUN"
             )
         return self.parts[name]
 

@@ -194,9 +194,13 @@ def seen_tags(trained: TrainedRun, clips: Sequence[Clip], part: str, seen: bool)
     heard = part == "train" or (part == "val" and experiment.trains_on_validation)
     if (leaking or heard) and not seen:
         which = f"speakers of this part: {some(leaking)}" if leaking else "the clips of this part"
+        validate = ""
+        if heard and part == "val":
+            setting = "stats/refit = False" if experiment.model.refit else "train/with_validation = False"
+            validate = f"to validate, train it with '{setting}'; "
         raise UserError(
             f"{trained.run.folder.name}: was trained on {which}; its figures would say nothing of others "
-            "(just seen=1 eval RUN scores it all the same, tagged)"
+            f"({validate}just seen=1 eval RUN scores it all the same, tagged)"
         )
     return ["speakers-seen"] if leaking or heard else []
 

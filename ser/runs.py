@@ -157,7 +157,7 @@ class TrainedRun:
 
 
 def load_trained(name: str) -> TrainedRun:
-    """Reopen a run with its best weights.
+    """Reopen a run with its best weights, its model in evaluation mode.
 
     Raises:
         UserError: not trained yet, or configuration, split or clips were changed since.
@@ -168,6 +168,6 @@ def load_trained(name: str) -> TrainedRun:
     check_unchanged(run, experiment, checkpoint, run.best)
     checkpoints.restore(experiment.model, checkpoint["model"], run.best)
     device = dist.device()
-    experiment.model.to(device)
+    experiment.model.to(device).eval()
     experiment.features.front_end.to(device)
     return TrainedRun(experiment, run, checkpoint, finished)

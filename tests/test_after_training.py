@@ -359,7 +359,7 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
     own = fold / "eval/demo-kfold5-test/metrics.json"
     before = own.read_text()
     write_json(own, read_json(own) | {"checkpoint": {"epoch": 9, "step": 1, "crc32": 1}})  # trained and scored again
-    with pytest.raises(UserError, match="runs that were trained or scored again since; make it again"):
+    with pytest.raises(UserError, match="runs that were trained or scored again since; give the just cv"):
         comparing.compare(*names)
     assert "pooled-folds" not in card.figures(runs.load_trained(fold.name), [])
     assert not {row["run"] for row in summary.write()[1]} & {*names}

@@ -215,3 +215,9 @@ def test_later_overrides_win():
 def test_a_value_may_hold_an_equals_sign_and_spaces():
     built = config.build(config.load("ravdess_ecapa", [*SMALL, "Tracking.project = 'a = b c'"]))
     assert built.tracking.project == "a = b c"
+
+
+def test_an_experiment_of_ones_own_without_its_ending_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gin").touch()
+    assert refused("mine") == "'mine' is not in gin/exp/; for the file that lies here: mine.gin"

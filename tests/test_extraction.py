@@ -234,6 +234,38 @@ def test_a_file_holds_its_own_clip_and_not_the_rest_of_the_batch(uneven, encoder
         assert (folder / f"{clip.clip}.pt").stat().st_size < value.numel() * 2 + 3000
 
 
+@pytest.mark.parametrize("keep", ["statistics", "frames"])
+@pytest.mark.parametrize("fits", [1, 2])
+def test_a_batch_that_memory_does_not_hold_is_computed_in_parts(uneven, encoder, monkeypatch, keep, fits):
+    whole, parts = encoded(encoder, keep), encoded(encoder, keep)
+    parts.name = "parts"
+    extract(uneven, whole, progress=False)
+    forward, sizes = EncoderFeatures.forward, []
+
+    def small(self, sound, lengths):
+        sizes.append(len(lengths))
+        if len(lengths) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, sound, lengths)
+
+    monkeypatch.setattr(EncoderFeatures, "forward", small)
+    extract(uneven, parts, progress=False)
+    assert max(sizes) == 3
+    assert min(sizes) == 1
+    for clip in uneven.clips:
+        values = [FeatureStore("ravdess", features).read(clip) for features in (whole, parts)]
+        torch.testing.assert_close(*values, rtol=2e-3, atol=1e-3)
+
+
+def test_memory_that_does_not_hold_one_clip_ends_the_extraction(uneven, encoder, monkeypatch):
+    def full(self, sound, lengths):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(EncoderFeatures, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        extract(uneven, encoded(encoder), progress=False)
+
+
 class Loud(LogMel):
     """Gives one value everywhere."""
 

@@ -133,6 +133,13 @@ def test_a_switch_is_1_or_nothing(name):
     assert f"{name} is '2'; expected 1, or nothing" in done.stderr
 
 
+def test_a_cross_validation_scores_no_other_part_than_test():
+    assert just("--dry-run", "part=test", "cv", "ravdess_ecapa").returncode == 0
+    done = just("--dry-run", "part=val", "cv", "ravdess_ecapa")
+    assert done.returncode != 0
+    assert "cv scores the test part of each fold; validation: just train EXP 'split/fold = 1'" in done.stderr
+
+
 def test_relative_paths_count_from_where_the_caller_stands(tmp_path):
     (tmp_path / "my sound").mkdir()
     done = just("raw=my sound", "verify", "ravdess", cwd=tmp_path, SER_HOME=str(tmp_path / "home"))

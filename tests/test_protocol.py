@@ -159,8 +159,9 @@ def test_a_part_of_which_no_clip_is_at_hand_is_refused_with_the_counts(home):
     prepare_corpus(home, "crema_d", speakers=("1002", "1009"), per_class=1, seconds=0.1)
     protocol = Protocol("crema_d", "tfds")
     assert len(protocol.part("train")) == len(protocol.part("val")) == 6
-    with pytest.raises(UserError, match=r"crema_d tfds: no clip of part 'test' .*train 6, val 6, test 0"):
+    with pytest.raises(UserError, match=r"crema_d tfds: no clip of part 'test' .*train 6, val 6, test 0") as refused:
         protocol.part("test")
+    assert """just histogram crema_d 'split/scheme = "tfds"', or choose""" in str(refused.value)
 
 
 def test_missing_clips_change_neither_parts_nor_hash(home, prepared_home, monkeypatch):

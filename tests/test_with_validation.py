@@ -26,8 +26,9 @@ def test_both_parts_train_and_validation_can_no_longer_be_scored(trained_home):
     assert best["state"]["step"] == 2 * (clips // experiment.training.batch_size)
     assert not [name for line in log for name in line if name.startswith("val/")]
     assert (run.folder / "curves.png").stat().st_size > 1000
-    with pytest.raises(UserError, match="was trained on"):
+    with pytest.raises(UserError, match="to validate, train it with 'train/with_validation = False'"):
         evaluate(run.folder.name, "val", progress=False)
+    assert not runs.load_trained(run.folder.name).experiment.model.training
     folder, metrics = evaluate(run.folder.name, progress=False)
     assert metrics["part"] == "test"
     assert metrics["trained_on"].endswith("validation speakers too")
