@@ -34,6 +34,14 @@ overwrite := ""
 # what calm means to a corpus or model without it: neutral or leave_out
 calm := "neutral"
 
+# those of them that were set, for `_takes`
+given := given_data + given_work + given_scoring + given_members + given_delivery
+given_data := (if raw == "" { "" } else { "raw " }) + (if allow_missing == "" { "" } else { "allow_missing " })
+given_work := (if gpus == "1" { "" } else { "gpus " }) + (if jobs == "1" { "" } else { "jobs " }) + (if seeds == "3" { "" } else { "seeds " })
+given_scoring := (if part == "test" { "" } else { "part " }) + (if labels == "" { "" } else { "labels " }) + (if speaker_clips == "" { "" } else { "speaker_clips " }) + (if seen == "" { "" } else { "seen " })
+given_members := (if calm == "neutral" { "" } else { "calm " }) + (if adapt == "" { "" } else { "adapt " }) + (if average == "probabilities" { "" } else { "average " }) + (if weights == "uniform" { "" } else { "weights " })
+given_delivery := (if sound == "" { "" } else { "sound " }) + (if overwrite == "" { "" } else { "overwrite " })
+
 # in quotes, for a path may hold anything
 just := quote(just_executable())
 this := quote(justfile())
@@ -72,67 +80,74 @@ _install:
     .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
     echo "$wanted" > .venv/installed
 
+# Refuse variables that a recipe would not look at.
+[no-cd]
+[no-exit-message]
+[private]
+_takes RECIPE *NAMES: _install
+    @for name in {{ given }}; do [[ " $* " == *" $name "* ]] || { takes=$(printf ' %s=' "${@:2}"); echo "error: $name= means nothing to $1, which takes${takes/ =/ no variable}" >&2; exit 2; }; done
+
 # versions, devices, corpora found, what to do next
 [group('setup')]
 [no-cd]
 [no-exit-message]
-doctor: _install
+doctor: (_takes 'doctor')
     @{{ bin }}/ser doctor
 
 # all phases on the built-in corpus: a few minutes on two CPU cores
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
-demo: _install
+demo: (_takes 'demo')
     @{{ tools }}/demo.sh {{ just }} {{ this }}
 
 # the best model of ravdess or crema_d so far, from raw recordings to figures, report and export: just raw=PATH results ravdess
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
-results CORPUS: _install
+results CORPUS: (_takes 'results' 'raw' 'allow_missing' 'jobs' 'gpus')
     @{{ tools }}/results.sh {{ just }} {{ this }} "$1" {{ quote('jobs=' + jobs) }} {{ quote('gpus=' + gpus) }} ${raw:+"raw=$raw"} {{ if allow_missing == "1" { "allow_missing=1" } else { "" } }}
 
 # everything at full size on a GPU machine, unattended and resumable: just plan --list, just plan --rehearse, just plan
 [group('the whole job')]
 [no-cd]
 [no-exit-message]
-plan *OPTIONS: _install
+plan *OPTIONS: (_takes 'plan' 'gpus' 'jobs' 'allow_missing' 'raw')
     @{{ bin }}/python {{ tools }}/plan.py {{ just }} {{ this }} --gpus {{ quote(gpus) }} --jobs {{ quote(jobs) }} {{ missing_flag }} "$@"
 
 # fetch official recordings, resumable: crema_d, ravdess, emodb
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-download CORPUS *OPTIONS: _install
+download CORPUS *OPTIONS: (_takes 'download')
     @{{ bin }}/python {{ tools }}/download.py "$@"
 
 # see that raw recordings are whole: just raw=PATH verify ravdess
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-verify CORPUS: _install
+verify CORPUS: (_takes 'verify' 'raw' 'allow_missing')
     @{{ bin }}/python {{ tools }}/verify_raw.py "$1" ${raw:+--raw "$raw"} {{ missing_flag }}
 
 # build data/CORPUS/metadata.csv
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-metadata CORPUS: _install
+metadata CORPUS: (_takes 'metadata' 'raw' 'allow_missing')
     @{{ bin }}/python {{ tools }}/build_csv.py "$1" ${raw:+--raw "$raw"} {{ missing_flag }}
 
 # write data/CORPUS/splits/SCHEME.csv; all schemes without one
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-split CORPUS *SCHEME: _install
+split CORPUS *SCHEME: (_takes 'split' 'raw' 'allow_missing')
     @{{ bin }}/python {{ tools }}/make_split.py "$@"
 
 # clips by class, part, sex and speaker: table, picture, class weights: just histogram crema_d 'labels/source = "voice"'
 [group('1 data')]
 [no-cd]
 [no-exit-message]
-histogram CORPUS *OVERRIDES: _install
+histogram CORPUS *OVERRIDES: (_takes 'histogram' 'raw' 'allow_missing')
     @{{ bin }}/python {{ tools }}/class_hist.py "$@"
 
 # verify, metadata, all splits and histogram: just raw=PATH prepare ravdess
@@ -145,133 +160,133 @@ prepare CORPUS: (verify CORPUS) (metadata CORPUS) (split CORPUS) (histogram CORP
 [group('2 features')]
 [no-cd]
 [no-exit-message]
-extract CORPUS FEATURES *OVERRIDES: _install
+extract CORPUS FEATURES *OVERRIDES: (_takes 'extract' 'gpus')
     @{{ bin }}/python {{ launch }} {{ tools }}/extract.py "$@"
 
 # compare the layers of an encoder by a linear probe, on the training part alone: just probe ravdess hubert_large
 [group('2 features')]
 [no-cd]
 [no-exit-message]
-probe CORPUS FEATURES *OVERRIDES: _install
+probe CORPUS FEATURES *OVERRIDES: (_takes 'probe')
     @{{ bin }}/python {{ tools }}/probe.py "$@"
 
 # settings, wiring, defaults and unused values of an experiment; without one, the experiments that there are
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-show *EXP_OVERRIDES: _install
+show *EXP_OVERRIDES: (_takes 'show')
     @{{ bin }}/python {{ tools }}/train.py --show "$@"
 
 # 50 steps with loss, gradient norms, shapes and dtypes; keeps nothing
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-dry-run EXP *OVERRIDES: _install
+dry-run EXP *OVERRIDES: (_takes 'dry-run')
     @{{ bin }}/python {{ tools }}/train.py --dry-run "$@"
 
 # train gin/exp/EXP.gin: just train ravdess_ecapa 'train/epochs = 5'
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-train EXP *OVERRIDES: _install
+train EXP *OVERRIDES: (_takes 'train' 'gpus')
     @{{ bin }}/python {{ launch }} {{ tools }}/train.py "$@"
 
 # go on with an interrupted run
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-resume RUN: _install
+resume RUN: (_takes 'resume' 'gpus')
     @{{ bin }}/python {{ launch }} {{ tools }}/train.py --resume "$1"
 
 # train and test every fold of the experiment's scheme, resumable, and pool the folds: just jobs=3 cv EXP
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-cv EXP *OVERRIDES: _install
-    @{{ bin }}/python {{ tools }}/cv_train.py --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} {{ if part == "test" { "" } else { error("cv scores the test part of each fold; validation: just train EXP 'split/fold = 1', then just part=val eval last") } }} "$@"
+cv EXP *OVERRIDES: (_takes 'cv' 'jobs' 'gpus')
+    @{{ bin }}/python {{ tools }}/cv_train.py --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} "$@"
 
 # train with and without some changes, over seeds, and compare on validation: just seeds=3 ablate EXP 'a = 1' 'b = 2; c = 3'
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-ablate EXP *CHANGES: _install
+ablate EXP *CHANGES: (_takes 'ablate' 'seeds' 'jobs' 'gpus')
     @{{ bin }}/python {{ tools }}/ablate.py --seeds {{ quote(seeds) }} --jobs {{ quote(jobs) }} --gpus {{ quote(gpus) }} "$@"
 
 # hear and see what each augmentation does, to one sound: just augment-demo FILE
 [group('3-5 training')]
 [no-cd]
 [no-exit-message]
-augment-demo *SOUND: _install
+augment-demo *SOUND: (_takes 'augment-demo')
     @{{ bin }}/python {{ tools }}/augment_demo.py "$@"
 
 # score a run on a part of its protocol: just part=val eval last
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-eval RUN *OPTIONS: _install
+eval RUN *OPTIONS: (_takes 'eval' 'part' 'labels' 'speaker_clips' 'seen')
     @{{ bin }}/python {{ tools }}/eval_model.py --part {{ quote(part) }} --labels {{ quote(labels) }} {{ speaker_clips_flag }} {{ seen_flag }} "$@"
 
 # score a run on another corpus over the shared labels, or every run on every other: just calm=leave_out cross last crema_d
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-cross *RUN_CORPUS: _install
+cross *RUN_CORPUS: (_takes 'cross' 'calm' 'labels' 'adapt')
     @{{ bin }}/python {{ tools }}/cross_corpus.py --calm {{ quote(calm) }} --labels {{ quote(labels) }} {{ adapt_flag }} "$@"
 
 # paired differences of two runs over speakers, and the clips that changed: just part=val compare RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-compare FIRST SECOND *OPTIONS: _install
+compare FIRST SECOND *OPTIONS: (_takes 'compare' 'part')
     @{{ bin }}/python {{ tools }}/compare.py --part {{ quote(part) }} "$@"
 
 # score several runs as one, averaged: just weights=fitted ensemble RUN RUN RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-ensemble *RUNS: _install
+ensemble *RUNS: (_takes 'ensemble' 'part' 'average' 'weights')
     @{{ bin }}/python {{ tools }}/ensemble.py --part {{ quote(part) }} --average {{ quote(average) }} --weights {{ quote(weights) }} "$@"
 
 # score a run on worse recordings (noise, babble, music, telephone, rooms, speed ...): just part=val robustness RUN
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-robustness RUN *OPTIONS: _install
+robustness RUN *OPTIONS: (_takes 'robustness' 'part')
     @{{ bin }}/python {{ tools }}/robustness.py --part {{ quote(part) }} "$@"
 
 # outputs/RUN/report.html, all that is known of a run in one file: just sound=1 report last
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-report RUN *OPTIONS: _install
+report RUN *OPTIONS: (_takes 'report' 'sound')
     @{{ bin }}/python {{ tools }}/report.py {{ sound_flag }} "$@"
 
 # outputs/summary.csv, .md, .tex: a line for every evaluation
 [group('6-7 evaluation')]
 [no-cd]
 [no-exit-message]
-summary: _install
+summary: (_takes 'summary')
     @{{ bin }}/python {{ tools }}/summarize.py
 
 # outputs/RUN/export: the model as TorchScript, ONNX, torch.export, half, int8, seen to answer as the run does, and its card
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
-export RUN: _install
+export RUN: (_takes 'export')
     @{{ bin }}/python {{ tools }}/export.py "$1"
 
 # emotions of files, folders, patterns or standard input: just predict last speech.wav --window 3
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
-predict MODEL *FILES: _install
+predict MODEL *FILES: (_takes 'predict')
     @{{ bin }}/ser predict "$@"
 
 # upload a run's export to s3://, hf://, file:// ...: just overwrite=1 publish last s3://bucket/name
 [group('8 delivery')]
 [no-cd]
 [no-exit-message]
-publish RUN URL *OPTIONS: _install
+publish RUN URL *OPTIONS: (_takes 'publish' 'overwrite')
     @{{ bin }}/python {{ tools }}/publish.py {{ overwrite_flag }} "$@"
 
 # dist/: wheel and source archive of ser-toolkit
@@ -289,7 +304,7 @@ test *ARGS: _install
 [group('upkeep')]
 [no-cd]
 [no-exit-message]
-crash-test *OPTIONS: _install
+crash-test *OPTIONS: (_takes 'crash-test')
     @{{ bin }}/python {{ tools }}/crash_test.py "$@"
 
 # style and types
@@ -311,7 +326,7 @@ fmt: _install
 [group('upkeep')]
 [no-cd]
 [no-exit-message]
-bench +NAMES: _install
+bench +NAMES: (_takes 'bench')
     @[[ " $* " != *" augment "* ]] || {{ bin }}/pip install --quiet --disable-pip-version-check --constraint {{ root }}/constraints.txt --editable {{ root }}'[bench]'
     @{{ bin }}/python {{ tools }}/bench.py "$@"
 

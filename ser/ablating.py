@@ -109,6 +109,8 @@ def ablate(
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected 1 or more")
     variants, as_it_is, name = planned(experiment, changes, common, range(1, seeds + 1))
+    if as_it_is.model.solves and seeds > 1:
+        raise UserError(f"seeds is {seeds}, but a solver finds the same weights with every seed; set seeds=1")
     folder = outputs_folder() / "ablations" / name
     trainings = [
         Job(f"{variant.name}, {overrides[-1]}", overrides, folder / f"variant{number}-seed{seed}.log")

@@ -10,7 +10,7 @@ from ser.errors import UserError
 from ser.files import outputs_folder, write_csv
 from ser.labels import CALM_POLICIES, LABEL_SETS, label_set, shared_labels
 from ser.layers import InputNorm
-from ser.metadata import Table, clips_at_hand, metadata_path, read_table
+from ser.metadata import Table, clips_at_hand, metadata_path, read_table, sound_facts
 from ser.metrics_file import current_figures
 from ser.protocol import Protocol
 from ser.run_evaluation import about_run, predict_clips, raters, tags_of
@@ -83,6 +83,7 @@ def cross(
         "label_source": label_source,
         "split_sha256": protocol.split.sha256,
         "clips_missing": table.missing,
+        "sound": sound_facts(table, clips),
         "speaker_independent": protocol.speaker_independent and not unknown,
         "raters": raters(stored_votes(corpus), label_source, clips, shared),
         "tags": [
@@ -163,7 +164,7 @@ def scored(folder: Path, corpus: str, calm: str, adapt: bool, progress: bool) ->
     figures = current_figures(folder, evaluation_of(corpus, calm, adapt), clips_missing=known.missing)
     if figures:
         clips = [clip for clip in known.clips if clip.emotion not in figures["left_out"]]
-        if figures.get("clips_sha256") == evaluation.clips_hash(clips):
+        if evaluation.is_of_clips(figures, clips, sound_facts(known, clips)):
             return figures
     return cross(str(folder), corpus, calm, adapt, progress)[1]
 

@@ -96,7 +96,7 @@ def cross_validate(
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
         "raters": raters(protocol.votes, protocol.label_source, scored, protocol.labels),
-        "tags": ["pooled-folds", *results[0]["tags"]],
+        "tags": list(dict.fromkeys(["pooled-folds", *(tag for result in results for tag in result["tags"])])),
         "test_scorings": max(result["test_scorings"] for result in results),
         "commits": commits_of(results),
         "over_folds": {name: mean_and_spread([result[name] for result in results]) for name in metrics.FIGURES},

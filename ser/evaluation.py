@@ -14,7 +14,7 @@ from ser.errors import UserError
 from ser.features import Features
 from ser.files import write_csv, write_json
 from ser.interfaces import Classifier, normalised_by_speaker
-from ser.metadata import Clip
+from ser.metadata import Clip, same_sound
 from ser.predictions import Predictions, write_predictions
 from ser.progress import progress_bar
 from ser.samplers import bucketed
@@ -23,7 +23,7 @@ from ser.speakers import SpeakerPool
 from ser.subgroups import COLUMNS, subgroups
 from ser.wording import title_of
 
-__all__ = ["clips_hash", "predict", "write_evaluation"]
+__all__ = ["clips_hash", "is_of_clips", "predict", "write_evaluation"]
 
 BUDGET_SECONDS = 128.0  # padded sound of an evaluation batch
 
@@ -93,6 +93,15 @@ def clips_hash(clips: Iterable[Clip]) -> str:
     """Return the SHA-256 of the sorted ``clip,emotion`` lines: what figures are of, and against which labels."""
     lines = sorted(f"{clip.clip},{clip.emotion}\n" for clip in clips)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def is_of_clips(figures: Mapping[str, Any], clips: Iterable[Clip], sound: Mapping[str, Any]) -> bool:
+    """Say whether figures are of these clips, labels and ``metadata.sound_facts``.
+
+    Figures of an earlier version of ser do not say so, and are believed.
+    """
+    now = clips_hash(clips)
+    return figures.get("clips_sha256", now) == now and same_sound(figures.get("sound"), sound)
 
 
 def write_evaluation(

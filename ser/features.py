@@ -19,7 +19,7 @@ from ser.files import PROJECT, corpus_folder, read_json
 from ser.interfaces import FrontEnd
 from ser.metadata import Clip, Table
 
-__all__ = ["FeatureStore", "Features", "check_spec", "mark_of", "store_folder"]
+__all__ = ["FeatureStore", "Features", "check_spec", "made_with", "mark_of", "store_folder"]
 
 DTYPES = ("float16", "float32")
 
@@ -193,6 +193,12 @@ def load(path: Path) -> torch.Tensor:
 def store_folder(corpus: str, features: Features) -> Path:
     """Return ``data/<corpus>/feats/<store>``."""
     return corpus_folder(corpus) / "feats" / features.store
+
+
+def made_with(corpus: str, features: Features) -> dict[str, Any]:
+    """Return the fingerprint of the weights that made a store; empty where there is no store, or none made it."""
+    path = store_folder(corpus, features) / "index.json"
+    return (read_json(path).get("made_with") or {}) if features.cached and path.is_file() else {}
 
 
 def check_spec(folder: Path, index: dict, features: Features) -> None:

@@ -37,6 +37,8 @@ def by_protocol(protocol: Protocol) -> Table:
     Raises:
         UserError: as ``Protocol``, or no clip of its classes.
     """
+    if protocol.extra:
+        raise UserError("data/extra: a histogram is of one corpus; leave it out, and count the other by its own name")
     clips = protocol.labelled(protocol.table.clips, "test")
     if not clips:
         raise UserError(f"{protocol.corpus}: no clip of {', '.join(protocol.labels)} is at hand; choose other classes")

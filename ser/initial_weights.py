@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ser import checkpoints
 from ser.errors import UserError
-from ser.files import run_folder, sha256_of
+from ser.files import run_folder
 from ser.interfaces import Classifier
 from ser.layers import InputNorm
 from ser.metadata import clips_at_hand
@@ -28,7 +28,7 @@ class Start:
     Attributes:
         path: of its checkpoint.
         facts: what a checkpoint keeps of it: ``run``, other ``corpora`` that it was trained on (those of its own start
-            among them), ``sha256`` of its checkpoint.
+            among them), and ``weights``, the identity of its checkpoint.
         weights: what it learned.
         labels: of its outputs.
         encoder: facts of the pretrained encoder inside, or None.
@@ -83,7 +83,7 @@ def read_start(name: str, protocol: Protocol) -> Start:
     facts = {
         "run": folder.name,
         "corpora": corpora,
-        "sha256": sha256_of(path),
+        "weights": checkpoints.identity(content),
     }
     return Start(path, facts, content["model"], tuple(content["labels"]), content.get("encoder"))
 

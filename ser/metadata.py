@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 from ser.errors import UserError, nearest, some
-from ser.files import corpus_folder, read_csv, read_json, write_csv, write_json
+from ser.files import corpus_folder, read_csv, read_json, sha256_of, write_csv, write_json
 from ser.labels import label_set
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "read_sound_hashes",
     "read_table",
     "remember_raw",
+    "same_sound",
+    "sound_facts",
     "store_sound_hashes",
     "unprepared",
     "write_table",
@@ -116,7 +119,10 @@ def read_local(corpus: str) -> dict[str, Any]:
 
 def remember_raw(corpus: str, raw: Path, missing: int) -> None:
     """Remember on this machine where the recordings (or the table of a custom corpus) lie, and what is missing."""
-    write_json(corpus_folder(corpus) / "local.json", {"raw": str(raw.absolute()), "missing": missing})
+    local = {"raw": str(raw.absolute()), "missing": missing}
+    if raw.is_file():
+        local["table_sha256"] = sha256_of(raw)
+    write_json(corpus_folder(corpus) / "local.json", local)
 
 
 def store_sound_hashes(corpus: str, raw: Path, sound: Mapping[str, str]) -> None:
@@ -148,6 +154,34 @@ def read_sound_hashes(corpus: str) -> dict[str, str]:
     return sound
 
 
+def sound_facts(table: Table, clips: Iterable[Clip]) -> dict[str, str | None]:
+    """Return digests by which it is told whether clips still have the same sound.
+
+    ``samples`` is of what ``verify`` heard, ``sizes`` of the sizes of the files; None where not all of them are known.
+    """
+    hashes, names = read_sound_hashes(table.corpus), sorted((clip.clip, table.sound_path(clip)) for clip in clips)
+    samples = [hashes.get(name) for name, _ in names]
+    sizes = [path.stat().st_size if path.is_file() else None for _, path in names]
+    return {"samples": digest_of(names, samples), "sizes": digest_of(names, sizes)}
+
+
+def digest_of(names: Sequence[tuple[str, Path]], values: Sequence[Any]) -> str | None:
+    """Return the SHA-256 of clips and what is known of each, or None where of one nothing is."""
+    lines = "".join(f"{name} {value}\n" for (name, _), value in zip(names, values, strict=True))
+    return None if None in values else sha256(lines.encode()).hexdigest()
+
+
+def same_sound(then: Any, now: Mapping[str, Any]) -> bool:
+    """Say whether two ``sound_facts`` are of the same sound; what one of them does not know is not compared.
+
+    Samples decide where both know them: a file may be stored otherwise and sound the same.
+    """
+    for name in ("samples", "sizes"):
+        if isinstance(then, Mapping) and then.get(name) and now.get(name):
+            return then[name] == now[name]
+    return True
+
+
 def write_table(corpus: str, clips: Sequence[Clip]) -> Path:
     """Validate and write the metadata of a corpus, sorted by clip; return its path."""
     validate(metadata_path(corpus), corpus, clips)
@@ -174,7 +208,10 @@ def read_table(corpus: str, check_files: bool = False) -> Table:
         raise unprepared(corpus)
     clips = [parse_row(path, line, row) for line, row in read_csv(path, COLUMNS)]
     validate(path, corpus, clips)
-    table = Table(corpus, raw_folder(corpus), tuple(clips), read_local(corpus)["missing"])
+    local = read_local(corpus)
+    table = Table(corpus, raw_folder(corpus), tuple(clips), local["missing"])
+    if table.raw.is_file() and local.get("table_sha256", now := sha256_of(table.raw)) != now:
+        raise UserError(f"{table.raw}: has changed since {path} was made of it; run: just prepare {corpus}")
     if check_files:
         gone = [clip.path for clip in table.clips if not table.sound_path(clip).is_file()]
         if gone:

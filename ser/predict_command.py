@@ -248,10 +248,10 @@ def listed(path: Path, speaker: str) -> list[Any]:
     from ser.inference import Item
 
     items = []
-    for number, row in read_csv(path, ("path",)):
+    for number, row in read_csv(path, ("path",), folded=True):
         if not row["path"]:
             raise UserError(f"{path}: line {number}: no path; expected a sound file")
-        items.append(Item(path.parent / row["path"], row["path"], row.get("speaker", "") or speaker))
+        items.append(Item(path.parent / row["path"], row["path"], row.get("speaker", "").strip() or speaker))
     if not items:
         raise UserError(f"{path}: lists no file")
     return items

@@ -48,6 +48,13 @@ def probe(experiment: Experiment, progress: bool = True) -> tuple[Path, list[dic
     clips = [clip for clip in protocol.part("train") if clip.emotion]
     if protocol.extra:
         raise UserError("data/extra: a probe of layers is of one corpus; leave it out")
+    idle = {
+        "stats/normalisation": model.norm.kind != "corpus",
+        "stats/wccn": model.wccn > 0,
+        "encoder/copies": bool(experiment.features.copies),
+    }
+    if named := [name for name, used in idle.items() if used]:
+        raise UserError(f"{' and '.join(named)}: a probe of layers goes without; leave it out, or train with it")
     reader = ClipReader(open_source(experiment.features, protocol.table), model.labels)
     batch = reader.whole(clips)
     x = batch.inputs.numpy()  # [N, L, 2D]

@@ -8,7 +8,7 @@ from functools import cached_property
 from ser import splits
 from ser.errors import UserError, nearest, some
 from ser.labels import CALM_POLICIES, label_set, shared_labels
-from ser.metadata import Clip, Table, read_table
+from ser.metadata import Clip, Table, read_table, sound_facts
 from ser.votes import LABEL_SOURCES, Votes, plurality, stored_votes
 
 __all__ = ["Protocol"]
@@ -89,7 +89,7 @@ class Protocol:
         tags = [] if self.split.speaker_independent else ["speaker-dependent"]
         every = label_set(self.corpus)
         tags += [] if self.labels == every else [f"classes-{len(self.labels)}"]
-        calm = any(clip.emotion == "calm" for clip in self.table.clips)
+        calm = any(clip.emotion == "calm" for table in self.tables.values() for clip in table.clips)
         if calm and "calm" not in self.labels and "neutral" in self.labels:
             tags.append("calm-left-out" if self.calm == "leave_out" else "calm-as-neutral")
         return tags if all(clip.speaker for clip in self.table.clips) else [*tags, "speakers-unknown"]
@@ -214,6 +214,13 @@ class Protocol:
                 "or choose another part: just part=val eval RUN"
             )
         return self.parts[name]
+
+    def sound_of(self, clips: Sequence[Clip]) -> dict[str, dict[str, str | None]]:
+        """Return the ``metadata.sound_facts`` of clips, by corpus."""
+        return {
+            corpus: sound_facts(table, [clip for clip in clips if clip.corpus == corpus])
+            for corpus, table in self.tables.items()
+        }
 
     def evaluation_name(self, part: str) -> str:
         """Name the evaluation of a part, see ``splits.evaluation_name``."""

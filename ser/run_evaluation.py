@@ -15,14 +15,14 @@ from ser.experiment import Experiment, Run
 from ser.initial_weights import start_tags
 from ser.interfaces import normalised_by_speaker
 from ser.labels import label_set
-from ser.metadata import Clip, read_table
+from ser.metadata import Clip, read_table, sound_facts
 from ser.metrics_file import current_figures, highest
 from ser.predictions import Predictions
 from ser.protocol import Protocol
 from ser.runs import TrainedRun, load_trained
 from ser.scoring_count import count_scoring
 from ser.tracking import read_log
-from ser.training_state import check_made_with, check_unchanged
+from ser.training_state import check_inputs, check_made_with, check_unchanged
 from ser.votes import Votes, plurality
 
 __all__ = [
@@ -93,6 +93,7 @@ def evaluate(
         "label_source": protocol.label_source,
         "split_sha256": protocol.split.sha256,
         "clips_missing": protocol.table.missing,
+        "sound": sound_facts(protocol.table, clips),
         "raters": heard,
         "speaker_independent": protocol.speaker_independent and "speakers-seen" not in tags,
         "tags": tags,
@@ -174,7 +175,8 @@ def raters(
 def tags_of(trained: TrainedRun) -> list[str]:
     """Return what a reader must know of every figure of a run."""
     begun = start_tags(trained.checkpoint["state"].get("start"))
-    return [*trained.experiment.tags, *begun, *([] if trained.finished else ["unfinished"])]
+    skipped = ["clips-skipped"] if trained.checkpoint.get("skipped") else []
+    return [*trained.experiment.tags, *begun, *skipped, *([] if trained.finished else ["unfinished"])]
 
 
 def seen_tags(trained: TrainedRun, clips: Sequence[Clip], part: str, seen: bool) -> list[str]:
@@ -211,21 +213,20 @@ def evaluated(experiment: Experiment, run: Run, part: str, progress: bool = True
     Raises:
         UserError: the run was made with other clips or another split; or as ``evaluate``.
     """
-    check_unchanged(run, experiment, checkpoints.load(run.best), run.best)
+    checkpoint = checkpoints.load(run.best)
+    check_unchanged(run, experiment, checkpoint, run.best)
+    check_inputs(run, experiment, checkpoint)
     if is_current(run.folder, experiment.protocol, part):
         return run.folder / "eval" / experiment.protocol.evaluation_name(part)
     return evaluate(str(run.folder), part, progress=progress)[0]
 
 
 def is_current(folder: Path, protocol: Protocol, part: str) -> bool:
-    """Say whether a run's figures of a part of its protocol are of its best weights, today's clips and their labels.
-
-    Figures of an earlier version of ser do not say which labels they are against, and are believed.
-    """
+    """Say whether a run's figures of a part of its protocol are of its best weights and of today's clips."""
     clips = scorable(protocol, part)
     wanted = {"split_sha256": protocol.split.sha256, "n_clips": len(clips)}
-    figures, now = current_figures(folder, protocol.evaluation_name(part), **wanted), evaluation.clips_hash(clips)
-    return figures is not None and figures.get("clips_sha256", now) == now
+    figures = current_figures(folder, protocol.evaluation_name(part), **wanted)
+    return figures is not None and evaluation.is_of_clips(figures, clips, sound_facts(protocol.table, clips))
 
 
 def how_chosen(experiment: Experiment) -> str:
@@ -255,6 +256,11 @@ def about_run(trained: TrainedRun) -> dict[str, Any]:
         "commits": commits(trained.run.folder),
         "temperature": trained.temperature,
         "trained_on": trained.experiment.protocol.describe()
+        + "".join(
+            f" ({table.missing} clips of {corpus} missing)"
+            for corpus, table in trained.experiment.protocol.tables.items()
+            if table.missing and corpus in trained.experiment.protocol.extra
+        )
         + (", validation speakers too" if trained.experiment.trains_on_validation else "")
         + (f", begun with {start['run']}" if start else ""),
         "train_speakers": list(trained.checkpoint["train_speakers"]),

@@ -15,7 +15,7 @@ from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
 from ser.interrupts import Interrupted
 from ser.training_setup import set_up
-from ser.training_state import State, check_unchanged
+from ser.training_state import State, check_inputs, check_unchanged
 
 __all__ = ["TrainedRun", "create", "load_trained", "reopen", "train"]
 
@@ -67,7 +67,9 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
     """
     resume = run.last.is_file()
     if resume and checkpoints.is_finished(run.last):
-        check_unchanged(run, experiment, checkpoints.load(run.last), run.last)
+        checkpoint = checkpoints.load(run.last)
+        check_unchanged(run, experiment, checkpoint, run.last)
+        check_inputs(run, experiment, checkpoint)
         if dist.is_main():
             print(f"{run.folder}: already trained with these settings; remove the folder to train again")
             remember(run)

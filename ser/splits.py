@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +98,22 @@ def split_path(corpus: str, scheme: str) -> Path:
 
 
 def write_split(split: Split) -> Path:
-    """Write ``clip,part`` or ``clip,fold`` sorted by clip; return the path."""
+    """Write ``clip,part`` or ``clip,fold`` sorted by clip; return the path. A file that differs is kept as ``.old``."""
     path = split_path(split.corpus, split.scheme)
+    if path.is_file() and not is_written(split, path):
+        kept = path.with_name(f"{path.name}.old")
+        path.replace(kept)
+        print(f"note: {path.name} was another one, now kept as {kept}", file=sys.stderr)
     write_csv(path, ("clip", split.column), sorted(split.of.items()))
     return path
+
+
+def is_written(split: Split, path: Path) -> bool:
+    """Say whether a file holds a split."""
+    with suppress(UserError):
+        rows = [row for _, row in read_csv(path, ("clip", split.column))]
+        return {row["clip"]: row[split.column] for row in rows} == dict(split.of)
+    return False
 
 
 def read_split(corpus: str, scheme: str) -> Split:
@@ -208,18 +221,22 @@ def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, remedy: st
     """Raise a UserError where one recording is in two parts, whatever its names and speakers.
 
     Args:
-        parts: clips by part, of any corpora; those whose samples are not known are passed over, which is said where
-            several corpora meet.
+        parts: clips by part, of any corpora; those whose samples are not known are passed over, which is said.
         where: names the split in messages.
         remedy: what to do, for the message.
     """
     sound = {
         corpus: read_sound_hashes(corpus) for corpus in {clip.corpus for clips in parts.values() for clip in clips}
     }
-    unheard = sorted(corpus for corpus, hashes in sound.items() if not hashes)
-    if unheard and len(sound) > 1 and os.environ.get("RANK", "0") == "0":
-        again = " and ".join(f"just verify {corpus}" for corpus in unheard)
-        print(f"note: whether recordings are the same was not looked at ({where}); run: {again}", file=sys.stderr)
+    every = [clip for clips in parts.values() for clip in clips]
+    unheard = Counter(clip.corpus for clip in every if clip.clip not in sound[clip.corpus])
+    if unheard and os.environ.get("RANK", "0") == "0":
+        again = " and ".join(f"just verify {corpus}" for corpus in sorted(unheard))
+        print(
+            f"note: {sum(unheard.values())} of {len(every)} clips were not compared with the others, whether they are "
+            f"the same recording ({where}); run: {again}",
+            file=sys.stderr,
+        )
     first: dict[str, tuple[str, str]] = {}
     found = []
     for part, clips in parts.items():

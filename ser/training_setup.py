@@ -145,6 +145,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     if device.type == "cpu":
         dist.keep_freed_memory()
     check_parts(experiment)
+    check_statements(experiment)
     for operation in experiment.augment.operations:
         operation.ready()
     train, validation = protocol.part("train"), protocol.part("val")
@@ -193,6 +194,20 @@ def check_parts(experiment: Experiment) -> None:
             f"train/batch_size is {training.batch_size} for {dist.world_size()} processes with train/accumulate = "
             f"{training.accumulate}, but {type(experiment.model).__name__} takes statistics over the clips of each "
             f"part; set 'train/batch_size = {2 * parts}' or more"
+        )
+
+
+def check_statements(experiment: Experiment) -> None:
+    """Raise a UserError where a scheme keeps the test part's statements from training, and validation would teach them.
+
+    A corpus of two or three statements leaves none for validation alone.
+    """
+    said = {part: {c.statement for c in clips if c.statement} for part, clips in experiment.protocol.parts.items()}
+    if experiment.trains_on_validation and not said["train"] & said["test"] and (taught := said["val"] & said["test"]):
+        setting = "stats/refit" if experiment.model.refit else "train/with_validation"
+        raise UserError(
+            f"{experiment.protocol.describe()}: training never hears the statements of the test part, but validation "
+            f"does ({some(sorted(taught))}), and is to be trained on, too; set '{setting} = False'"
         )
 
 

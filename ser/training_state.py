@@ -12,13 +12,16 @@ import torch
 from ser import calibration, checkpoints, dist
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run, Training
+from ser.features import made_with
+from ser.files import outputs_folder
 from ser.layers import RunningNorm
+from ser.metadata import same_sound
 from ser.optim import kept
 from ser.predictions import Predictions
 from ser.protocol import Protocol
 from ser.training_setup import Setup
 
-__all__ = ["State", "check_made_with", "check_unchanged", "epoch_values", "restore", "save"]
+__all__ = ["State", "check_inputs", "check_made_with", "check_unchanged", "epoch_values", "restore", "save"]
 
 
 @dataclass
@@ -132,7 +135,8 @@ def save(
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
-        "train_speakers": sorted({clip.speaker for clip in experiment.trained_clips}),
+        "train_speakers": sorted({clip.speaker for clip in experiment.trained_clips} - {""}),
+        "skipped": sorted(set().union(*(reader.unreadable for reader in (setup.reader, *setup.copies)))),
         "hears_validation": experiment.trains_on_validation,
         "state": asdict(state),
     }
@@ -169,6 +173,7 @@ def protocol_facts(protocol: Protocol) -> dict[str, Any]:
         "split_sha256": protocol.split.sha256,
         "clips_sha256": hashlib.sha256(clips.encode()).hexdigest(),
         "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "sound": protocol.sound_of([clip for _, clip in members]),
     }
 
 
@@ -199,12 +204,39 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             )
     now = protocol_facts(protocol)
     for name, then in checkpoint["protocol"].items():
-        if now[name] != then:
+        if name == "sound":
+            check_sound(run, then, now[name], path)
+        elif now[name] != then:
             raise UserError(
                 f"{run.folder.name}: {name} changed since {path.name} was written ({str(then)[:12]}, now "
                 f"{str(now[name])[:12]}); its figures would mean something else: bring the old split and clips back "
                 f"(just split {protocol.corpus} {protocol.scheme}), or remove the run's folder and train again"
             )
+
+
+def check_sound(run: Run, then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raise a UserError where the recordings of a corpus sound otherwise than those that a run learned from."""
+    for corpus, facts in now.items():
+        if not same_sound(then.get(corpus), facts):
+            raise UserError(
+                f"{run.folder.name}: the recordings of {corpus} changed since {path.name} was written; bring the old "
+                f"ones back (just raw=PATH prepare {corpus}), or remove the run's folder and train again"
+            )
+
+
+def check_inputs(run: Run, experiment: Experiment, checkpoint: Mapping[str, Any]) -> None:
+    """Raise a UserError where a finished run was made from other weights than a training today would begin with.
+
+    These are the weights of the encoder that made stored features, and those of the run that it began with.
+    """
+    check_made_with(run.best, checkpoint, made_with(experiment.protocol.corpus, experiment.features))
+    start = checkpoint["state"].get("start") or {}
+    path = outputs_folder() / start.get("run", "") / checkpoints.BEST
+    if "weights" in start and path.is_file() and not checkpoints.is_of(start["weights"], checkpoints.load(path)):
+        raise UserError(
+            f"{run.folder.name}: began with other weights of {start['run']} than lie there now, which was trained "
+            f"again since; remove {run.folder.name} to train it again, too"
+        )
 
 
 def check_made_with(path: Path, checkpoint: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
