@@ -96,10 +96,11 @@ def endure(
 
 
 def start(command: Sequence[str]) -> subprocess.Popen:
-    """Start a command; what it prints is only looked at when it fails."""
+    """Start a command without GPUs, whose rounding differs each time; its output is only looked at when it fails."""
     return subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=PROJECT
-    )
+        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=PROJECT,
+        env=dict(os.environ) | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
 
 
 def finish(process: subprocess.Popen) -> None:

@@ -5,7 +5,8 @@ import itertools
 import os
 import random
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "PRECISIONS",
     "all_gather",
     "all_reduce",
+    "as_memory_allows",
     "autocast",
     "barrier",
     "choose_int8_engine",
@@ -38,6 +40,7 @@ __all__ = [
 
 
 T = TypeVar("T")
+R = TypeVar("R")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Long: one process may have far more to do than another. torchrun ends the rest when one dies.
@@ -165,8 +168,8 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"another process of this run has ended ({first_line(error)}); see its "
-            f"message, then go on with: just gpus={world_size()} resume RUN"
+            f"the processes of this run cannot reach each other ({first_line(error)}); if one of them has ended, see "
+            f"its message; then go on with: just gpus={world_size()} resume RUN"
         ) from error
 
 
@@ -179,6 +182,8 @@ def device() -> torch.device:
     """Return this process's device: its CUDA device where there is one, on which float32 is exact, else the CPU."""
     if torch.cuda.is_available():
         exact_float32()
+        # It would plan each new length of a batch anew, and those of whole clips hardly ever repeat.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -198,6 +203,31 @@ def choose_int8_engine() -> None:
     engines = [engine for engine in quantized.supported_engines if engine != "none"]
     if quantized.engine == "none" and engines:
         quantized.engine = engines[0]
+
+
+def as_memory_allows(
+    batches: Iterable[Sequence[T]], work: Callable[[Sequence[T]], R]
+) -> Iterator[tuple[Sequence[T], R]]:
+    """Yield each batch and what ``work`` makes of it; one that the device's memory does not hold is halved.
+
+    Raises:
+        torch.OutOfMemoryError: it does not hold a single item.
+    """
+    waiting = deque(batches)
+    while waiting:
+        batch = waiting.popleft()
+        try:
+            made = work(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            waiting.extendleft((batch[half:], batch[:half]))
+            made = None
+        if made is None:  # here, where the error no longer holds what was computed
+            torch.cuda.empty_cache()
+        else:
+            yield batch, made
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -9,6 +9,7 @@ something was said. ``just probe`` measures it.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def load(source: str, revision: str) -> Encoder:
     from ser.whisper_encoder import WhisperEncoder
 
     folder = find(source)
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else weights in another format may come twice
     model: Any
     where: dict[str, Any] = {"pretrained_model_name_or_path": folder or source, "revision": revision}
     logging.disable_progress_bar()
@@ -293,7 +295,8 @@ def cannot_load(source: str, folder: Path | None, error: Exception) -> UserError
         return UserError(f"{folder}: not a whole pretrained encoder ({reason}); copy or download it again")
     return UserError(
         f"encoder '{source}' cannot be had from the hub ({reason}); without a network put its config.json, "
-        f"preprocessor_config.json and model.safetensors into {data_folder() / 'encoders' / source}/; "
+        "preprocessor_config.json and model.safetensors (or pytorch_model.bin) into "
+        f"{data_folder() / 'encoders' / source}/; "
         "if it is no HuBERT, wav2vec 2.0, WavLM or Whisper of transformers, see CONTRIBUTING.md"
     )
 

@@ -57,13 +57,17 @@ def predict(
     done: list[int] = []
     outputs: list[torch.Tensor] = []
     with progress_bar(None, "evaluate", len(heard), shown=progress) as bar:
-        for rows in batches[dist.rank() :: dist.world_size()]:
+
+        def answer(rows: Sequence[int]) -> torch.Tensor:
             batch = reader.whole([heard[row] for row in rows]).to(device)
             inputs, lengths = features.frames(batch.inputs, batch.lengths)
             with dist.autocast(device, precision):
                 out = model.embed(inputs, lengths) if twice else model(inputs, lengths, batch.speakers)
+            return out.double().cpu()
+
+        for rows, out in dist.as_memory_allows(batches[dist.rank() :: dist.world_size()], answer):
             done += rows
-            outputs.append(out.double().cpu())
+            outputs.append(out)
             bar.update(len(rows))
     answers = joined(done, outputs)
     if twice:

@@ -112,7 +112,9 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
     front_end = features.front_end.to(device)
     for batch, (sound, lengths, sources) in zip(batches, map_ahead(partial(decoded, table), batches), strict=True):
         files = []
-        for clip, (value, count), source in zip(batch, answers(front_end, sound, lengths, device), sources, strict=True):
+        work = partial(answers, front_end, sound, lengths, device)
+        made = [each for _, part in dist.as_memory_allows([range(len(batch))], work) for each in part]
+        for clip, (value, count), source in zip(batch, made, sources, strict=True):
             value = value if features.front_end.kind == "statistics" else value[..., :count, :]
             if not torch.isfinite(value).all():
                 raise UserError(
@@ -124,23 +126,13 @@ def compute(table: Table, features: Features, batches: Sequence[Sequence[Clip]])
 
 
 def answers(
-    front_end: torch.nn.Module, sound: torch.Tensor, lengths: torch.Tensor, device: torch.device
+    front_end: torch.nn.Module, sound: torch.Tensor, lengths: torch.Tensor, device: torch.device, rows: Sequence[int]
 ) -> list[tuple[torch.Tensor, int]]:
-    """Return what a front end makes of each clip of a batch, and of how many frames.
-
-    Where the device's memory does not hold the batch, its halves are tried.
-    """
-    try:
-        with torch.inference_mode():
-            values, frames = front_end(sound.to(device, non_blocking=True), lengths.to(device))
-            return list(zip(values.cpu(), frames.tolist(), strict=True))
-    except torch.OutOfMemoryError:
-        if len(lengths) == 1:
-            raise
-    # Here, where the error no longer holds what was computed.
-    torch.cuda.empty_cache()
-    halves = zip(sound.tensor_split(2), lengths.tensor_split(2), strict=True)
-    return [answer for part, n in halves for answer in answers(front_end, part[:, : n.max()], n, device)]
+    """Return what a front end makes of some clips of a batch, and of how many frames."""
+    own = lengths[rows]
+    with torch.inference_mode():
+        values, frames = front_end(sound[rows, : own.max()].to(device, non_blocking=True), own.to(device))
+        return list(zip(values.cpu(), frames.tolist(), strict=True))
 
 
 def stored(values: torch.Tensor, features: Features) -> torch.Tensor:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ser import audio
+from ser import audio, dist
 from ser.audio import SAMPLE_RATE
 from ser.enrolment import Enrolment
 from ser.errors import UserError, nearest
 from ser.export_index import FEWEST_SAMPLES, MOST_SAMPLES
+from ser.samplers import bucketed
 
 __all__ = ["Item", "Prediction", "Predictor"]
 
@@ -250,18 +252,16 @@ class Predictor:
             speaker: of all of them.
             known: count, mean and deviation of that speaker's clips.
         """
-        order = sorted(range(len(clips)), key=lambda row: len(clips[row][2]))
+        sounds = [torch.from_numpy(sound) for _, _, sound in clips]
+
+        def work(rows: Sequence[int]) -> list[list[float]]:
+            heard = [sounds[row] for row in rows]
+            return self.run(pad_sequence(heard, True), torch.tensor([len(sound) for sound in heard]), known).tolist()
+
         probabilities: dict[int, list[float]] = {}
-        while order:
-            rows = [order.pop()]
-            longest = len(clips[rows[0]][2])
-            while order and (len(rows) + 1) * longest <= self.room:
-                rows.append(order.pop())
-            lengths = torch.tensor([len(clips[row][2]) for row in rows])
-            sound = torch.zeros(len(rows), longest)
-            for place, row in enumerate(rows):
-                sound[place, : lengths[place]] = torch.from_numpy(clips[row][2])
-            probabilities |= zip(rows, self.run(sound, lengths, known).tolist(), strict=True)
+        batches = bucketed([len(sound) for sound in sounds], round(self.room), similar=0.0)
+        for rows, made in dist.as_memory_allows(batches, work):
+            probabilities |= zip(rows, made, strict=True)
         return [
             self.prediction(name, start, len(clip) / SAMPLE_RATE, probabilities[row], threshold, speaker)
             for row, (name, start, clip) in enumerate(clips)
@@ -332,7 +332,8 @@ class Predictor:
     def moments(self, clip: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Return what a clip [N] tells of its speaker, see ``pipeline.Pipeline.moments``."""
         sound, lengths = torch.from_numpy(clip)[None].to(self.device), torch.tensor([len(clip)], device=self.device)
-        items, mean, squares = self.model.moments(sound, lengths)
+        with torch.jit.optimized_execution(False):
+            items, mean, squares = self.model.moments(sound, lengths)
         return float(items[0]), mean[0].cpu().numpy(), squares[0].cpu().numpy()
 
 

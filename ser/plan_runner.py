@@ -187,7 +187,8 @@ def prepared(command: str, runs: dict[str, str], options: Options) -> list[str]:
     """Return the words for `just`: variables, recipe and arguments, runs by their names where they are known."""
     words = [runs.get(word[1:], word) if word.startswith("@") else word for word in shlex.split(command)]
     recipe = recipe_of(words)
-    variables = [f"gpus={options.gpus}"] if options.gpus > 1 and recipe in SHARED_WORK else []
+    shared = recipe in SHARED_WORK and not any("stats_probe" in word for word in words)  # a solver would run in each
+    variables = [f"gpus={options.gpus}"] if options.gpus > 1 and shared else []
     variables += [f"jobs={options.jobs}"] if options.jobs > 1 and recipe == "cv" else []
     variables += ["allow_missing=1"] if options.allow_missing and recipe == "prepare" else []
     overrides = options.extra(words[words.index(recipe) :]) if recipe in GIN_RECIPES else ()

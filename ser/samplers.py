@@ -55,17 +55,17 @@ def numbered(order: np.ndarray, count: int) -> np.ndarray:
     return out
 
 
-def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def bucketed(lengths: Sequence[int], budget: int, similar: float = SIMILAR) -> list[list[int]]:
     """Return batches of similar length, longest first, each of at most ``budget`` padded samples or frames.
 
-    None holds clips shorter than ``SIMILAR`` of its longest, so that padding is little even where clips are few.
+    None holds clips shorter than ``similar`` of its longest, so that padding is little even where clips are few.
     A single clip longer than the budget is a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
     for index in order:
         longest = lengths[batches[-1][0]] if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= budget and lengths[index] >= SIMILAR * longest:
+        if batches and longest * (len(batches[-1]) + 1) <= budget and lengths[index] >= similar * longest:
             batches[-1].append(index)
         else:
             batches.append([index])

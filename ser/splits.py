@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ser.errors import UserError, nearest, some
@@ -103,7 +104,7 @@ def write_split(split: Split) -> Path:
     if path.is_file() and not is_written(split, path):
         kept = path.with_name(f"{path.name}.old")
         path.replace(kept)
-        print(f"note: {path.name} was another one, now kept as {kept}", file=sys.stderr)
+        note(f"{path.name} was another one, now kept as {kept}")
     write_csv(path, ("clip", split.column), sorted(split.of.items()))
     return path
 
@@ -217,6 +218,12 @@ def check_leaks(speakers: Mapping[str, Iterable[str]], where: str) -> None:
         )
 
 
+@cache
+def note(text: str) -> None:
+    """Say something on stderr, once."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, remedy: str) -> None:
     """Raise a UserError where one recording is in two parts, whatever its names and speakers.
 
@@ -232,10 +239,9 @@ def check_same_sound(parts: Mapping[str, Sequence[Clip]], where: str, remedy: st
     unheard = Counter(clip.corpus for clip in every if clip.clip not in sound[clip.corpus])
     if unheard and os.environ.get("RANK", "0") == "0":
         again = " and ".join(f"just verify {corpus}" for corpus in sorted(unheard))
-        print(
-            f"note: {sum(unheard.values())} of {len(every)} clips were not compared with the others, whether they are "
-            f"the same recording ({where}); run: {again}",
-            file=sys.stderr,
+        note(
+            f"{sum(unheard.values())} of {len(every)} clips were not compared with the others, whether they are the "
+            f"same recording ({where}); run: {again}"
         )
     first: dict[str, tuple[str, str]] = {}
     found = []

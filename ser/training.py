@@ -106,7 +106,8 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                 if figures and predictions:
                     tracker.confusion(state.step, figures["confusion"], predictions.labels)
                 save(run.best, experiment, run, state, setup, validated=predictions)
-            save(run.last, experiment, run, state, setup, stepper.scaler)
+            # Of a finished run nothing is resumed, and the optimiser of a large encoder takes gigabytes.
+            save(run.last, experiment, run, state, setup, None if state.finished else stepper.scaler)
             if dist.is_main():
                 plots.curves(run.folder / "curves.png", read_log(run.folder), title)
             if dist.all_gather(stop.signal) != [0] * dist.world_size():

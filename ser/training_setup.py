@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, Joined, check_labels, joined, open_source
-from ser.errors import UserError
+from ser.errors import UserError, some
 from ser.experiment import Experiment, Training
 from ser.features import Features
 from ser.initial_weights import read_start, start_from

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 # Two workers of pytest share two cores; more threads each would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # one GPU is too few for two processes, and rounds otherwise each time
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is not at hand is absent at once, not after five attempts
 os.environ["WANDB_SILENT"] = "true"

@@ -1,5 +1,6 @@
 """Seeding, the device, and processes that work together."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ser import dist
 
@@ -92,6 +95,7 @@ def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):
     assert dist.device() == torch.device("cuda", 0)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 5])
@@ -115,3 +119,27 @@ def test_freed_memory_is_kept_where_the_c_library_knows_how(monkeypatch, knows):
     monkeypatch.setattr(dist.ctypes, "CDLL", lambda _: library)
     dist.keep_freed_memory()
     assert asked == ([(-4, 0), (-1, 2**31 - 1)] if knows else [])
+
+
+@given(sizes=st.lists(st.integers(1, 9), max_size=6), fits=st.integers(1, 9))
+def test_what_memory_does_not_hold_is_halved_and_comes_in_order(sizes, fits):
+    numbers = itertools.count()
+    batches = [[next(numbers) for _ in range(size)] for size in sizes]
+
+    def work(batch):
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [number + 0.5 for number in batch]
+
+    made = list(dist.as_memory_allows(batches, work))
+    assert [number for batch, _ in made for number in batch] == list(range(sum(sizes)))
+    assert all(out == [number + 0.5 for number in batch] for batch, out in made)
+    assert all(2 * len(batch) + 1 > fits or any(len(whole) == len(batch) for whole in batches) for batch, _ in made)
+
+
+def test_memory_that_does_not_hold_one_item_is_an_error():
+    def work(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(dist.as_memory_allows([[1, 2, 3]], work))

@@ -714,7 +714,7 @@ def test_one_of_two_processes_killed_and_both_run_again_they_end_like_an_uninter
     assert running.wait(timeout=120) != 0
     assert index_of(folder)["complete"] is False
     done = journalled(folder)
-    assert 0 < len(done) < 240
+    assert 0 < len(done) <= 240, "all of them where the kill came late"
     assert len(done) == len(set(done)), "no clip is made by both"
     again = command("extract.py", "ravdess", *arguments["logmel80"], home=work, ranks=2)
     assert again.returncode == 0, again.stderr

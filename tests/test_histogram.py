@@ -117,6 +117,8 @@ def test_parts_and_classes_are_those_of_a_protocol(prepared, monkeypatch):
         assert counted[part] == histogram.class_counts(protocol.part(part), "ravdess")
     assert sum(map(sum, counted.values())) == len(table.clips) < len(protocol.table.clips)
     assert "by part (ravdess emobox6 fold 2)" in histogram.text(table, protocol.describe())
+    with pytest.raises(UserError, match="data/extra: a histogram is of one corpus"):
+        histogram.by_protocol(config.load_protocol("ravdess", ["data/extra = ['crema_d']"]))
     with pytest.raises(UserError, match="did you mean 'emobox6'"):
         histogram.by_protocol(config.load_protocol("ravdess", ["split/scheme = 'emobx6'"]))
     monkeypatch.setattr(histogram, "split_path", lambda *_: prepared / "nothing")  # as before the split is made

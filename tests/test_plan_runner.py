@@ -17,7 +17,7 @@ from ser import config, plan, plan_runner, rehearsal
 from ser.corpora import parse_crema_d
 from ser.encoders import Pretrained
 from ser.errors import UserError
-from ser.plan_runner import Options, Step, carry_out
+from ser.plan_runner import Options, Step, carry_out, prepared
 from ser.votes import plurality, read_votes
 
 JUST = """#!/bin/bash
@@ -109,6 +109,19 @@ def test_options_reach_the_recipes_that_know_them(just, tmp_path):
         'gpus=4 jobs=3 cv model a/b = "c d" n = 3',
         f"ensemble {RUN} {FOLDS}", "summary",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train ravdess_stats_probe", "train ravdess_stats_probe"),  # a solver would run in each of them
+        ("cv ravdess_stats_probe_whisper", "jobs=3 cv ravdess_stats_probe_whisper"),
+        ("cv ravdess_ecapa", "gpus=4 jobs=3 cv ravdess_ecapa"),
+        ("extract ravdess hubert_large", "gpus=4 extract ravdess hubert_large"),
+    ],
+)
+def test_processes_share_what_they_can_share(command, words):
+    assert prepared(command, {}, Options(4, 3)) == words.split()
 
 
 def test_another_number_of_processes_does_not_void_what_is_done(just, tmp_path):

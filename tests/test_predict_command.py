@@ -222,9 +222,10 @@ def test_a_run_named_last_is_found_from_anywhere(delivered, sound, tmp_path, mon
 def test_a_tables_speakers_are_passed_over_by_a_model_that_has_no_use_for_them(model, sound, tmp_path, monkeypatch):
     from ser import inference
 
-    (tmp_path / "list.csv").write_text("path,emotion,speaker\nsound/0.wav,angry,anna\n")
-    done = ser("enrol", model, "bob", "list.csv", home=tmp_path)
-    assert "the table's speaker anna is not bob" in one_error_line(done)
+    for header in ("path,emotion, Speaker", "path,emotion,speaker"):  # as people write it
+        (tmp_path / "list.csv").write_text(f"{header}\nsound/0.wav,angry, anna\n")
+        done = ser("enrol", model, "bob", "list.csv", home=tmp_path)
+        assert "the table's speaker anna is not bob" in one_error_line(done)
     monkeypatch.setattr(
         inference.Predictor, "by_speaker", property(lambda self: False, lambda self, value: None), raising=False
     )

@@ -77,3 +77,11 @@ def test_features_without_layers_are_refused_in_one_line(trained_home, run_here)
 def test_unknown_features_are_one_line_with_the_nearest_name(trained_home, run_here):
     done = run_here("probe.py", "ravdess", "whisper_tiny_eng")
     assert "whisper_tiny_en" in one_error_line(done)
+
+
+@pytest.mark.parametrize(
+    "override", ["stats/normalisation = 'speaker'", "stats/wccn = 0.3", "encoder/copies = ['gain 6']"]
+)
+def test_settings_that_a_probe_of_layers_does_not_know_are_refused(encoded, trained_home, override):
+    with pytest.raises(UserError, match=f"{override.split(' ')[0]}: a probe of layers goes without"):
+        probing.probe(experiment(override), progress=False)

@@ -32,6 +32,7 @@ from ser import (
 from ser.batches import ClipReader
 from ser.cross_corpus import cross
 from ser.errors import UserError
+from ser.features import Features
 from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.metadata import read_table
@@ -452,6 +453,17 @@ def test_a_clip_is_scored_the_same_alone_and_among_others(once, trained_home, mo
     assert alone.clips == together.clips
     assert len(set(alone.probabilities[:, 0])) > 1
     np.testing.assert_allclose(alone.probabilities, together.probabilities, rtol=0, atol=1e-4)
+    monkeypatch.setattr(evaluation, "BUDGET_SECONDS", 128.0)
+    frames = Features.frames
+
+    def too_many(self, inputs, lengths):
+        if len(lengths) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return frames(self, inputs, lengths)
+
+    monkeypatch.setattr(Features, "frames", too_many)
+    halved = read_predictions(evaluate("last", "val", progress=False)[0] / "predictions.csv")
+    np.testing.assert_allclose(halved.probabilities, alone.probabilities, rtol=0, atol=1e-6)
 
 
 def test_every_figure_says_how_many_clips_are_missing(run):

@@ -117,8 +117,10 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(trained_home, monk
             patch.setattr(training, "stop_requests", lambda steps=steps: StopAfter(steps))
             assert runs.train(*start("ravdess_ecapa", *dropout), progress=False) == 130
         torch.rand(5)
+    assert "optimizer" in checkpoints.load(straight.last)
     assert runs.train(*start("ravdess_ecapa", *dropout), progress=False) == 0
     resumed = checkpoints.load(straight.last)
+    assert "optimizer" not in resumed, "of a finished run nothing is resumed"
     for name, value in content["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
     assert timeless(straight) == log
