@@ -1,7 +1,8 @@
 """Model x clips -> predictions -> figures; where evaluations are written."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ser.errors import UserError
 from ser.features import Features
 from ser.files import write_csv, write_json
 from ser.interfaces import Classifier, normalised_by_speaker
+from ser.layers import SpeakerStatistics
 from ser.metadata import Clip, same_sound
 from ser.predictions import Predictions, write_predictions
 from ser.progress import progress_bar
@@ -23,7 +25,7 @@ from ser.speakers import SpeakerPool
 from ser.subgroups import COLUMNS, subgroups
 from ser.wording import title_of
 
-__all__ = ["clips_hash", "is_of_clips", "predict", "write_evaluation"]
+__all__ = ["clips_hash", "is_of_clips", "over_clips", "predict", "write_evaluation"]
 
 BUDGET_SECONDS = 128.0  # padded sound of an evaluation batch
 
@@ -46,36 +48,21 @@ def predict(
     Raises:
         UserError: an input that cannot be read, or an answer that is not finite.
     """
-    device = dist.device()
-    was_training = model.training
-    model.eval()
-    rate = features.input_rate
     twice = normalised_by_speaker(model) == "embedding"
     asked = {clip.clip for clip in clips}
     heard = [*clips, *(clip for clip in enrolled or () if clip.clip not in asked)] if twice else clips
-    batches = bucketed([reader.source.length(clip) for clip in heard], round(BUDGET_SECONDS * rate))
-    done: list[int] = []
-    outputs: list[torch.Tensor] = []
-    with progress_bar(None, "evaluate", len(heard), shown=progress) as bar:
 
-        def answer(rows: Sequence[int]) -> torch.Tensor:
-            batch = reader.whole([heard[row] for row in rows]).to(device)
-            inputs, lengths = features.frames(batch.inputs, batch.lengths)
-            with dist.autocast(device, precision):
-                out = model.embed(inputs, lengths) if twice else model(inputs, lengths, batch.speakers)
-            return out.double().cpu()
+    def work(inputs: torch.Tensor, lengths: torch.Tensor, speakers: SpeakerStatistics | None) -> torch.Tensor:
+        return model.embed(inputs, lengths) if twice else model(inputs, lengths, speakers)
 
-        for rows, out in dist.as_memory_allows(batches[dist.rank() :: dist.world_size()], answer):
-            done += rows
-            outputs.append(out)
-            bar.update(len(rows))
-    answers = joined(done, outputs)
+    answers = over_clips(model, features, reader, heard, work, precision, progress)
     if twice:
         place = {clip.clip: row for row, clip in enumerate(heard)}
         speakers = SpeakerPool(heard, lambda clip: answers[place[clip.clip]], None, reader.limit).of(clips)
-        answers = model.classify(answers[: len(clips)].float().to(device), speakers.to(device)).double().cpu()
+        device = dist.device()
+        with evaluating(model):
+            answers = model.classify(answers[: len(clips)].float().to(device), speakers.to(device)).double().cpu()
     logits = answers.numpy()
-    model.train(was_training)
     bad = np.flatnonzero(~np.isfinite(logits).all(1)).tolist()
     if bad:
         raise UserError(f"clip '{clips[bad[0]].clip}': the model's answer is not finite; train again, lower train/lr")
@@ -83,6 +70,51 @@ def predict(
         [clip.clip for clip in clips], [clip.speaker for clip in clips], [clip.emotion for clip in clips],
         reader.labels, logits,
     )  # fmt: skip
+
+
+@contextmanager
+def evaluating(model: Classifier) -> Iterator[None]:
+    """Let a model be in evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    yield
+    model.train(was_training)
+
+
+@torch.inference_mode()
+def over_clips(
+    model: Classifier,
+    features: Features,
+    reader: ClipReader,
+    clips: Sequence[Clip],
+    work: Callable[[torch.Tensor, torch.Tensor, SpeakerStatistics | None], torch.Tensor],
+    precision: str = "float32",
+    progress: bool = False,
+) -> torch.Tensor:
+    """Return what ``work`` makes of inputs, lengths and known speakers, float64 [N, ...] in the order of the clips.
+
+    Several processes share the batches, and each returns all.
+
+    Raises:
+        UserError: an input that cannot be read.
+    """
+    device, rate = dist.device(), features.input_rate
+
+    def answer(rows: Sequence[int]) -> torch.Tensor:
+        batch = reader.whole([clips[row] for row in rows]).to(device)
+        inputs, lengths = features.frames(batch.inputs, batch.lengths)
+        with dist.autocast(device, precision):
+            return work(inputs, lengths, batch.speakers).double().cpu()
+
+    done: list[int] = []
+    outputs: list[torch.Tensor] = []
+    batches = bucketed([reader.source.length(clip) for clip in clips], round(BUDGET_SECONDS * rate))
+    with evaluating(model), progress_bar(None, "evaluate", len(clips), shown=progress) as bar:
+        for rows, out in dist.as_memory_allows(batches[dist.rank() :: dist.world_size()], answer):
+            done += rows
+            outputs.append(out)
+            bar.update(len(rows))
+    return joined(done, outputs)
 
 
 def joined(rows: list[int], outputs: list[torch.Tensor]) -> torch.Tensor:

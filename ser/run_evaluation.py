@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ser import checkpoints, evaluation, metrics
 from ser.batches import ClipReader, Source, check_labels, open_source
@@ -27,6 +28,7 @@ from ser.votes import Votes, plurality
 
 __all__ = [
     "about_run",
+    "embeddings",
     "evaluate",
     "evaluated",
     "how_chosen",
@@ -136,16 +138,42 @@ def predict_clips(
             from.
     """
     experiment = trained.experiment
-    features = experiment.features
-    at_inputs = normalised_by_speaker(experiment.model) == "inputs"
-    source = open_source(features, read_table(corpus)) if source is None else source
-    check_made_with(trained.run.best, trained.checkpoint, source.made_with)
-    told = enrolled if at_inputs else None
-    reader = ClipReader(source, experiment.model.labels, enrolled=told, limit=speaker_clips)
+    reader = reader_of(trained, corpus, enrolled, speaker_clips, source)
     if corpus == experiment.protocol.corpus:
         check_labels(clips, reader.labels)
     precision = experiment.training.precision
-    return evaluation.predict(experiment.model, features, reader, clips, precision, progress, enrolled)
+    return evaluation.predict(experiment.model, experiment.features, reader, clips, precision, progress, enrolled)
+
+
+def reader_of(
+    trained: TrainedRun,
+    corpus: str,
+    enrolled: Sequence[Clip],
+    speaker_clips: int | None = None,
+    source: Source | None = None,
+) -> ClipReader:
+    """Return what reads clips for a trained model; arguments and errors as of ``predict_clips``."""
+    model = trained.experiment.model
+    source = open_source(trained.experiment.features, read_table(corpus)) if source is None else source
+    check_made_with(trained.run.best, trained.checkpoint, source.made_with)
+    told = enrolled if normalised_by_speaker(model) == "inputs" else None
+    return ClipReader(source, model.labels, enrolled=told, limit=speaker_clips)
+
+
+def embeddings(trained: TrainedRun, part: str, progress: bool = True) -> tuple[list[Clip], torch.Tensor]:
+    """Return the clips of a part, and what the model makes of each before it classifies it, float32 [N, E].
+
+    A model that normalises its embedding by speaker does so afterwards: these are before.
+
+    Raises:
+        UserError: no such part, or as ``predict_clips``.
+    """
+    experiment = trained.experiment
+    clips = [clip for clip in experiment.protocol.part(part) if clip.corpus == experiment.protocol.corpus]
+    reader, model = reader_of(trained, experiment.protocol.corpus, clips), experiment.model
+    precision = experiment.training.precision
+    made = evaluation.over_clips(model, experiment.features, reader, clips, model.embed, precision, progress)
+    return clips, made.float()
 
 
 def raters(

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import StopAfter, command, one_error_line
@@ -12,7 +13,9 @@ from ser.errors import UserError
 from ser.extraction import extract
 from ser.files import read_csv
 from ser.metadata import read_table
-from ser.run_evaluation import evaluate
+from ser.predictions import read_predictions
+from ser.run_evaluation import embeddings, evaluate
+from ser.speakers import SpeakerPool
 from ser.training import dry_run
 from ser.training_setup import set_up
 
@@ -67,6 +70,14 @@ def test_by_speaker_figures_are_tagged_and_one_clip_alone_is_answered(encoded, t
     folder, metrics = evaluate(str(run.folder), "val", progress=False)
     assert metrics["tags"] == ["speaker-normalised"]
     assert metrics["uar"] == pytest.approx(checkpoints.load(run.best)["state"]["best_uar"])
+    trained = runs.load_trained(str(run.folder))
+    clips, values = embeddings(trained, "val", progress=False)
+    answers = read_predictions(folder / "predictions.csv")
+    place = {clip.clip: row for row, clip in enumerate(clips)}
+    speakers = SpeakerPool(clips, lambda clip: values[place[clip.clip]], None).of(clips)
+    logits = trained.experiment.model.classify(values, speakers).detach()
+    wanted = answers.probabilities[[answers.clips.index(clip.clip) for clip in clips]]
+    np.testing.assert_allclose(logits.softmax(1).numpy(), wanted, atol=1e-5)
     alone, single = evaluate(str(run.folder), "val", speaker_clips=1, progress=False)
     assert single["speaker_clips"] == 1
     assert (alone / "predictions.csv").read_text() != (folder / "predictions.csv").read_text()

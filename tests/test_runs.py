@@ -37,7 +37,7 @@ from ser.files import read_json, write_csv
 from ser.labels import label_set
 from ser.metadata import read_table
 from ser.predictions import Predictions, pool, read_predictions
-from ser.run_evaluation import evaluate
+from ser.run_evaluation import embeddings, evaluate
 from ser.scoring import score
 from ser.tracking import read_log
 
@@ -119,6 +119,17 @@ def test_the_temperature_is_that_of_validation_and_lies_in_the_checkpoint(run):
     assert metrics["temperature"] == pytest.approx(wanted, rel=1e-3)
     assert metrics["temperature"] != 1
     assert metrics["calibrated"]["nll"] < metrics["nll"]
+
+
+def test_embeddings_are_what_the_classifier_reads(run):
+    answers = read_predictions(evaluate("last", "val", progress=False)[0] / "predictions.csv")
+    trained = runs.load_trained("last")
+    clips, values = embeddings(trained, "val", progress=False)
+    assert len(values) == len(answers.clips)
+    assert len(values.unique(dim=0)) > len(values) / 2
+    logits = trained.experiment.model.classify(values).detach()
+    wanted = answers.probabilities[[answers.clips.index(clip.clip) for clip in clips]]
+    np.testing.assert_allclose(logits.softmax(1).numpy(), wanted, atol=1e-5)
 
 
 def test_a_speaker_that_was_trained_on_is_never_scored(run):
