@@ -216,7 +216,7 @@ def answered(experiment: str, variant: Variant, progress: bool) -> Answered | in
             return status
         runs.append(run.folder.name)
         folders.append(evaluated(made, run, "val", progress))
-    found = [read_predictions(folder / "predictions.csv").by_clip() for folder in folders]
+    found = [read_predictions(folder / "predictions.csv") for folder in folders]
     figures = [read_json(folder / "metrics.json") for folder in folders]
     return Answered(
         runs,

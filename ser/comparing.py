@@ -34,7 +34,7 @@ def compare(first: str, second: str, part: str = "test") -> tuple[Path, dict[str
     evaluation = shared_evaluation(folders, part)
     figures = [checked_figures(folder, evaluation) for folder in folders]
     tags, missing = [made["tags"] for made in figures], figures[0]["clips_missing"]
-    one, other = (read_predictions(folder / "eval" / evaluation / "predictions.csv").by_clip() for folder in folders)
+    one, other = (read_predictions(folder / "eval" / evaluation / "predictions.csv") for folder in folders)
     check_same(one, other, folders)
     result = comparison(one, other) | {
         "first": folders[0].name, "second": folders[1].name, "evaluation": evaluation,

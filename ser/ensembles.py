@@ -135,7 +135,7 @@ def scored(folders: Sequence[Path], part: str) -> tuple[str, list[tuple[Predicti
         metrics = comparing.checked_figures(folder, scored_as)
         if "speakers-seen" in metrics["tags"]:
             raise UserError(f"{folder.name}: was trained on speakers of {scored_as}; it cannot take part")
-        members.append((read_predictions(folder / "eval" / scored_as / "predictions.csv").by_clip(), metrics))
+        members.append((read_predictions(folder / "eval" / scored_as / "predictions.csv"), metrics))
     for folder, (predictions, metrics) in zip(folders[1:], members[1:], strict=True):
         comparing.check_same(members[0][0], predictions, [folders[0], folder])
         for name in ("split_sha256", "fold", "label_source"):

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser import audio, dist
 from ser.errors import UserError
 from ser.features import Features, check_spec, mark_of, store_folder
-from ser.files import append_line, locked, read_json, write_atomically, write_json
+from ser.files import append_line, locked, read_json, read_lines, write_atomically, write_json
 from ser.metadata import Clip, Table
 from ser.progress import progress_bar
 from ser.read_ahead import map_ahead, prefetch
@@ -217,12 +217,7 @@ def read_journals(folder: Path) -> dict[str, dict]:
     """Return what the journals of an unfinished store say about each file."""
     known: dict[str, dict] = {}
     for journal in sorted(folder.glob("journal-*.jsonl")):
-        for line in journal.read_bytes().split(b"\n"):
-            try:
-                entry = json.loads(line)
-                known[entry.pop("clip")] = entry
-            except (ValueError, KeyError, AttributeError, TypeError):  # the line that the kill cut short
-                continue
+        known |= {entry.pop("clip"): entry for entry in read_lines(journal) if "clip" in entry}
     return known
 
 

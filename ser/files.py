@@ -26,6 +26,7 @@ __all__ = [
     "outputs_folder",
     "read_csv",
     "read_json",
+    "read_lines",
     "run_folder",
     "sha256_of",
     "write_atomically",
@@ -255,6 +256,15 @@ def append_line(path: Path, text: str) -> None:
             file.write((b"\n" if cut else b"") + text.encode() + b"\n")
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file that holds one a line, without what a crash cut short; none without a file."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def cannot_write(path: Path, error: OSError, kept: str = "") -> UserError:

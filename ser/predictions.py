@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,6 @@ class Predictions:
         )
         return Predictions(clips, speakers, references, self.labels, self.logits[which], strict)
 
-    def by_clip(self) -> "Predictions":
-        """Return the predictions in the order of the clips' names."""
-        return self.rows(np.argsort(self.clips))
-
     def mapped(self, labels: tuple[str, ...], mapping: Mapping[str, str]) -> "Predictions":
         """Return the predictions over other labels: classes that map to one are added, others are left out.
 
@@ -109,12 +106,13 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a ``predictions.csv`` back; logits are the logarithms of its probabilities.
+    """Read a ``predictions.csv`` back, sorted by clip; logits are the logarithms of its probabilities.
 
     Raises:
         UserError: missing or malformed.
     """
-    rows = [row for _, row in read_csv(path, ("clip", "speaker", "label", "predicted"))]
+    table = read_csv(path, ("clip", "speaker", "label", "predicted"))
+    rows = sorted((row for _, row in table), key=itemgetter("clip"))
     if not rows:
         raise UserError(f"{path}: holds no predictions")
     labels = tuple(column[2:] for column in rows[0] if column.startswith("p_"))

@@ -1,7 +1,5 @@
 """Making what comes next, in threads, while this is in use."""
 
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -39,40 +37,15 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """Yield ``items`` while a thread makes the next ones; an error of the thread is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def give(message: tuple[str, object]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(message, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(depth))
         try:
-            for item in items:
-                if not give(("item", item)):
-                    return
-            give(("end", None))
-        except BaseException as error:
-            give(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, iterator, end))
+                yield item  # type: ignore[misc]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ser.files import append_line
+from ser.files import append_line, read_lines
 from ser.splits import evaluation_name
 
 __all__ = ["count_scoring", "parts_scored", "scorings_now", "times_scored"]
@@ -28,14 +28,12 @@ def count_scoring(run: Path, what: str, how: str = "") -> int:
 
 def times_scored(run: Path, what: str) -> int:
     """Return how often a run was scored on a test part or another corpus, in whatever way."""
-    begins = tuple(json.dumps({"scored": what})[:-2] + end for end in ('"}', "-"))
-    return sum(line.startswith(begins) for line in recorded(run).splitlines())
+    return sum(each == what or each.startswith(f"{what}-") for each in recorded(run))
 
 
-def recorded(run: Path) -> str:
-    """Return what was recorded of a run, as text: a line that a crash cut short is no JSON."""
-    path = run / SCORINGS
-    return path.read_text(errors="replace") if path.is_file() else ""
+def recorded(run: Path) -> list[str]:
+    """Return what was recorded of a run, in order."""
+    return [str(line.get("scored", "")) for line in read_lines(run / SCORINGS)]
 
 
 def scorings_now(run: Path, metrics: Mapping[str, Any]) -> int:
@@ -48,4 +46,5 @@ def scorings_now(run: Path, metrics: Mapping[str, Any]) -> int:
 
 def parts_scored(run: Path) -> set[tuple[str, str]]:
     """Return corpus and scheme of every test part that a run was scored on, in whatever way."""
-    return set(re.findall(r'"scored": "(\w+?)-(.+?)-test[-"]', recorded(run)))
+    found = (re.match(r"(\w+?)-(.+?)-test(-|$)", each) for each in recorded(run))
+    return {(match[1], match[2]) for match in found if match}

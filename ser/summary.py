@@ -107,7 +107,7 @@ def over_seeds(outputs: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, 
         if len(paths) < 2:
             continue
         try:
-            members = [read_predictions(path).by_clip() for path in paths]
+            members = [read_predictions(path) for path in paths]
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue

@@ -17,7 +17,7 @@ import numpy as np
 from ser import plots
 from ser.dist import is_main
 from ser.errors import UserError, first_line, nearest
-from ser.files import append_line, write_text
+from ser.files import append_line, read_lines, write_text
 
 __all__ = ["Tracker", "Tracking", "read_log"]
 
@@ -175,11 +175,4 @@ def logged_in() -> bool:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log; one that a crash cut short is left out."""
-    path = folder / "log.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return read_lines(folder / "log.jsonl")
