@@ -83,7 +83,7 @@ def ablate(
     jobs: int = 1,
     gpus: int = 1,
     progress: bool = True,
-) -> tuple[Path, dict[str, Any]] | int:
+) -> tuple[Path, dict[str, Any]]:
     """Train an experiment as it is and with each change alone, with several seeds, and compare on validation.
 
     The figures of a variant count the answers of all its seeds, so that its UAR is the mean of theirs. Differences are
@@ -99,7 +99,7 @@ def ablate(
         progress: show bars; not of trainings in processes of their own.
 
     Returns:
-        The folder written and the comparison, or the exit status where training was interrupted.
+        The folder written and the comparison.
 
     Raises:
         UserError: no change, one that changes nothing or the validation clips, features that are not extracted; or as
@@ -117,14 +117,9 @@ def ablate(
         for number, variant in enumerate(variants)
         for seed, overrides in enumerate(variant.overrides, start=1)
     ]
-    if apart and (status := train_in_processes(experiment, trainings, jobs, gpus)):
-        return status
-    answers = []
-    for variant in variants:
-        made = answered(experiment, variant, progress)
-        if isinstance(made, int):
-            return made
-        answers.append(made)
+    if apart:
+        train_in_processes(experiment, trainings, jobs, gpus)
+    answers = [answered(experiment, variant, progress) for variant in variants]
     plain = answers[0]
     for own in answers:
         for run, found in zip(own.runs, own.predictions, strict=True):
@@ -207,13 +202,13 @@ def what_was_chosen(plain: Experiment) -> str:
     return "the epoch" if plain.training.keep == "best" else ""
 
 
-def answered(experiment: str, variant: Variant, progress: bool) -> Answered | int:
-    """Train and score the runs of a variant where that was not done yet; an exit status where it was interrupted."""
+def answered(experiment: str, variant: Variant, progress: bool) -> Answered:
+    """Train and score the runs of a variant where that was not done yet."""
     folders, runs = [], []
     for overrides in variant.overrides:
         made, run = create(config.load(experiment, overrides))
-        if not checkpoints.is_finished(run.last) and (status := train(made, run, progress)):
-            return status
+        if not checkpoints.is_finished(run.last):
+            train(made, run, progress)
         runs.append(run.folder.name)
         folders.append(evaluated(made, run, "val", progress))
     found = [read_predictions(folder / "predictions.csv") for folder in folders]

@@ -30,7 +30,7 @@ SAME_IN_FOLDS = (
 
 def cross_validate(
     experiment: str, overrides: Sequence[str] = (), progress: bool = True, jobs: int = 1, gpus: int = 1
-) -> tuple[Path, dict[str, Any]] | int:
+) -> tuple[Path, dict[str, Any]]:
     """Train and test every fold of the experiment's scheme, then pool the out-of-fold predictions.
 
     Finished folds are kept, an interrupted one goes on; each test fold is scored once.
@@ -42,7 +42,7 @@ def cross_validate(
         gpus: processes that share each training.
 
     Returns:
-        The folder written and the pooled metrics, or the exit status where training was interrupted.
+        The folder written and the pooled metrics.
 
     Raises:
         UserError: a scheme without folds, or as ``train`` and ``evaluate``.
@@ -63,14 +63,13 @@ def cross_validate(
         Job(f"fold {fold}", (*overrides, f"split/fold = {fold}"), cv_folder / f"fold{fold}.log")
         for fold in range(1, folds + 1)
     ]
-    if apart and (status := train_in_processes(experiment, trainings, jobs, gpus)):
-        return status
+    if apart:
+        train_in_processes(experiment, trainings, jobs, gpus)
     results, predictions, tempered, scored = [], [], [], []
     for fold, training in enumerate(trainings, start=1):
         fold_experiment, run = create(config.load(experiment, training.overrides))
         print(f"\nfold {fold} of {folds}")
-        if status := train(fold_experiment, run, progress):
-            return status
+        train(fold_experiment, run, progress)
         folder = evaluated(fold_experiment, run, "test", progress)
         results.append(read_json(folder / "metrics.json"))
         predictions.append(read_predictions(folder / "predictions.csv"))

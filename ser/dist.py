@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ser.errors import UserError, first_line
+from ser.errors import Interrupted, UserError, first_line
 
 __all__ = [
     "PRECISIONS",
@@ -131,6 +131,9 @@ def process_group() -> Iterator[None]:
     try:
         yield
         torch.distributed.barrier()  # nobody leaves while another is still talking
+    except Interrupted:  # as all are, together
+        torch.distributed.barrier()
+        raise
     finally:
         torch.distributed.destroy_process_group()
 

@@ -12,6 +12,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_REQUEUE",
     "EXIT_USER",
+    "Interrupted",
     "UserError",
     "closest",
     "first_line",
@@ -34,6 +35,19 @@ REFUSED = {  # by the system, and what to do: also where pathlib asks what a fol
     errno.ENAMETOOLONG: "expected a shorter name",
 }
 EXIT_REQUEUE = 75  # after SIGTERM or SIGUSR1, saved: "try again" of sysexits.h, for schedulers that requeue on a status
+
+
+class Interrupted(Exception):
+    """A command was asked to stop, and has saved what it needs to go on.
+
+    Args:
+        message: what to do next.
+        status: of the process: ``EXIT_REQUEUE`` after a scheduler's signal.
+    """
+
+    def __init__(self, message: str, status: int = EXIT_INTERRUPTED):
+        super().__init__(message)
+        self.status = status
 
 
 class UserError(Exception):
@@ -73,7 +87,8 @@ def first_line(error: Exception) -> str:
 def tool(main: Callable[[], int | None]) -> Callable[[], None]:
     """Wrap a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
 
-    So do missing permissions and a full GPU; Ctrl-C is status 130, an output that nobody reads any more 1.
+    So do missing permissions and a full GPU. An interruption has the status that it brings, Ctrl-C before anything can
+    be saved 130, an output that nobody reads any more 1.
     """
 
     @functools.wraps(main)
@@ -102,6 +117,10 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
                 raise
             print(f"error: {first_line(error).rstrip('.')}; {LESS_MEMORY}", file=sys.stderr)
             sys.exit(EXIT_USER)
+        except Interrupted as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                print(stopped)
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)

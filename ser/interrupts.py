@@ -7,20 +7,7 @@ from dataclasses import dataclass
 
 from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 
-__all__ = ["Interrupted", "StopRequest", "stop_requests"]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; its last checkpoint holds everything that resuming needs.
-
-    Args:
-        message: what to do next.
-        status: of the process: ``EXIT_REQUEUE`` after a scheduler's signal.
-    """
-
-    def __init__(self, message: str, status: int = EXIT_INTERRUPTED):
-        super().__init__(message)
-        self.status = status
+__all__ = ["StopRequest", "stop_requests"]
 
 
 @dataclass

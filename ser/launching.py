@@ -13,7 +13,7 @@ from typing import IO
 
 import torch
 
-from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER, UserError
+from ser.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER, Interrupted, UserError
 from ser.files import PROJECT, cannot_write
 from ser.interrupts import stop_requests
 from ser.progress import cores
@@ -90,8 +90,8 @@ def run_in_processes(number: str, command: Sequence[str]) -> int:
     return 0
 
 
-def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpus: int) -> int:
-    """Train in processes of their own, ``jobs`` of them at once; return 0, or the status of a signal.
+def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpus: int) -> None:
+    """Train in processes of their own, ``jobs`` of them at once.
 
     A signal is handed on, and waited for until all is saved.
 
@@ -103,6 +103,7 @@ def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpu
 
     Raises:
         UserError: a training failed; the others that were running have ended.
+        Interrupted: a signal stopped them.
     """
     waiting = list(trainings)
     running: dict[int, tuple[Job, subprocess.Popen]] = {}  # by slot
@@ -121,8 +122,7 @@ def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpu
                 for _, process in running.values():
                     process.wait()
                 names = ", ".join(training.name for training, _ in running.values())
-                print(f"stopped and saved: {names}; the same command goes on")
-                return stop.status
+                raise Interrupted(f"stopped and saved: {names}; the same command goes on", stop.status)
             for slot, (training, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
@@ -131,13 +131,11 @@ def train_in_processes(experiment: str, trainings: Sequence[Job], jobs: int, gpu
                     else:
                         print(f"{training.name}: trained", flush=True)
         if stop.signal and not failed:
-            print("stopped between two trainings; the same command goes on")
-            return stop.status
+            raise Interrupted("stopped between two trainings; the same command goes on", stop.status)
     for training, status in failed:
         lines = training.log.read_text(errors="replace").strip().splitlines()
         why = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or [""]
         raise UserError(f"{training.name} ended with status {status}: {why[-1][:200]} (see {training.log})")
-    return 0
 
 
 def opened(log: Path) -> IO[bytes]:

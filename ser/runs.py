@@ -13,7 +13,6 @@ from ser.environment import environment
 from ser.errors import UserError
 from ser.experiment import Experiment, Run
 from ser.files import locked, outputs_folder, read_json, run_folder, write_json, write_text
-from ser.interrupts import Interrupted
 from ser.training_setup import set_up
 from ser.training_state import State, check_inputs, check_unchanged
 
@@ -56,14 +55,12 @@ def group_of(name: str, text: str) -> str:
     return f"{name}-{hashlib.sha256(chr(10).join(shared).encode()).hexdigest()[:6]}"
 
 
-def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
+def train(experiment: Experiment, run: Run, progress: bool = True) -> None:
     """Train a run in its folder; an interrupted one goes on, a finished one is left alone.
-
-    Returns:
-        Exit status: 0, or where a signal stopped it that of ``interrupts.Interrupted``.
 
     Raises:
         UserError: as ``training.fit``, or another process is training the run.
+        Interrupted: a signal stopped it.
     """
     resume = run.last.is_file()
     if resume and checkpoints.is_finished(run.last):
@@ -73,7 +70,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
         if dist.is_main():
             print(f"{run.folder}: already trained with these settings; remove the folder to train again")
             remember(run)
-        return 0
+        return
     setup = set_up(experiment, fresh=not resume)  # what cannot work is said before anything is written
     with claimed(run):
         if dist.is_main():
@@ -84,16 +81,10 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> int:
                 write_text(run.folder / "run.gin", run.config)
             record_session(run.folder / "environment.json", resume)
             print(f"{'resuming' if resume else 'training'} {run.folder}")
-        try:
-            state = training.fit(experiment, run, setup, resume, progress)
-        except Interrupted as stopped:
-            if dist.is_main():
-                print(stopped)
-            return stopped.status
+        state = training.fit(experiment, run, setup, resume, progress)
     if dist.is_main():
         minutes = (state.train_seconds + state.validation_seconds) / 60
         print(f"{outcome(experiment, state)}, {minutes:.1f} min\n{run.best}\n{run.folder / 'curves.png'}")
-    return 0
 
 
 def outcome(experiment: Experiment, state: State) -> str:

@@ -5,9 +5,10 @@ import time
 import numpy as np
 
 from ser import dist, plots
+from ser.errors import Interrupted
 from ser.experiment import Experiment, Run
 from ser.initial_weights import start_tags
-from ser.interrupts import Interrupted, stop_requests
+from ser.interrupts import stop_requests
 from ser.progress import progress_bar
 from ser.read_ahead import prefetch, timed
 from ser.scoring import validation_figures

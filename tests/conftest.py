@@ -184,7 +184,7 @@ def delivered(prepared, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SER_HOME", str(home))
         experiment, run = runs.create(config.load("demo_ecapa", settings))
-        assert runs.train(experiment, run, progress=False) == 0
+        runs.train(experiment, run, progress=False)
         evaluate(run.folder.name, "val", progress=False)
         quick = {name: exporting.FORMATS[name] for name in ("model.ts", "model_int8.ts")}
         patch.setattr(exporting, "FORMATS", quick)

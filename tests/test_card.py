@@ -72,7 +72,7 @@ def test_it_says_what_the_weights_have_heard(trained_home):
 
     def told(experiment: str, *overrides: str) -> str:
         built, run = runs.create(config.load(experiment, [*small, *overrides]))
-        assert runs.train(built, run, progress=False) == 0
+        runs.train(built, run, progress=False)
         text = card.model_card(runs.load_trained(run.folder.name), {"formats": {}, "left_out": {}}, 7)
         return text.partition("## What may have heard the test before")[2].partition("##")[0]
 
@@ -96,7 +96,7 @@ def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
     from ser import config
 
     built, run = runs.create(config.load("ravdess_stats_probe", ["track/wandb = 'off'", "stats/strengths = [0.01]"]))
-    assert runs.train(built, run, progress=False) == 0
+    runs.train(built, run, progress=False)
     text = card.model_card(
         runs.load_trained(run.folder.name), {"formats": {}, "left_out": {"model.onnx": "no reason"}}, 7
     )

@@ -77,7 +77,7 @@ def test_the_solver_hears_clips_and_copies_and_validation_only_clips(encoded, tr
     stores = [line.partition(":")[0].rpartition("/")[2] for line in done.stdout.splitlines()]
     assert stores == [f"whisper_tiny_en-statistics{how}" for how in ("", "-speed0.9", "-gain6")]
     experiment, run = runs.create(config.load("ravdess_stats_probe", settings))
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     setup = set_up(config.build(config.load("ravdess_stats_probe", settings)))
     batch = setup.everything(setup.train)
     count = len(setup.train)

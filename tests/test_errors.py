@@ -7,7 +7,17 @@ import sys
 import pytest
 import torch
 
-from ser.errors import EXIT_INTERRUPTED, EXIT_USER, LESS_MEMORY, UserError, nearest, some, tool
+from ser.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EXIT_USER,
+    LESS_MEMORY,
+    Interrupted,
+    UserError,
+    nearest,
+    some,
+    tool,
+)
 
 
 def test_nearest_proposes_the_closest_name():
@@ -86,6 +96,19 @@ def test_tool_turns_every_ending_into_a_status(outcome, status, stderr, capsys):
     assert captured.err == stderr
     assert captured.out == ""
     assert wrapped.__doc__ == "Say what the tool does."
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_interruption_ends_with_its_status_and_is_said_once(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+
+    def main():
+        raise Interrupted("stopped at step 3", EXIT_REQUEUE)
+
+    with pytest.raises(SystemExit) as ended:
+        tool(main)()
+    assert ended.value.code == EXIT_REQUEUE == 75
+    assert capsys.readouterr().out == ("stopped at step 3\n" if rank == "0" else "")
 
 
 def test_statuses_are_those_that_shells_expect():

@@ -157,7 +157,7 @@ def test_low_rank_updates_are_merged_and_unused_layers_left_out(encoded, trained
 
     quick = ["track/wandb = 'off'", "train/epochs = 1", "encoder/layers = [1, 2]", "train/precision = 'float32'"]
     built, run = runs.create(config.load("ravdess_whisper_attn_lora_tiny", quick))
-    assert runs.train(built, run, progress=False) == 0
+    runs.train(built, run, progress=False)
     model = runs.load_trained(run.folder.name)
     before = model.experiment.model.eval()
     batch = torch.randn(2, 300, 80), torch.tensor([300, 200])

@@ -7,7 +7,7 @@ from conftest import StopAfter
 from ser import checkpoints, config, cross_corpus, initial_weights, runs, splits, training
 from ser.cross_corpus import cross
 from ser.cross_validation import cross_validate
-from ser.errors import UserError
+from ser.errors import Interrupted, UserError
 from ser.files import run_folder
 from ser.initial_weights import start_tags
 from ser.run_evaluation import evaluate
@@ -20,7 +20,7 @@ TUNED = [*SMALL, "attn/hidden = 8", "tune/layers = 1"]
 
 def make(experiment: str, *overrides: str) -> str:
     built, run = runs.create(config.load(experiment, overrides))
-    assert runs.train(built, run, progress=False) == 0
+    runs.train(built, run, progress=False)
     return run.folder.name
 
 
@@ -35,7 +35,8 @@ def interrupt(monkeypatch, experiment: str, *overrides: str) -> str:
     built, run = runs.create(config.load(experiment, overrides))
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requests", lambda: StopAfter(1))
-        assert runs.train(built, run, progress=False) == 130
+        with pytest.raises(Interrupted):
+            runs.train(built, run, progress=False)
     return run.folder.name
 
 

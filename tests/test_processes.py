@@ -14,6 +14,7 @@ import torch
 from conftest import PROJECT, command
 
 from ser import checkpoints, config, runs
+from ser.checkpoints import BEST, LAST
 from ser.errors import UserError
 from ser.launching import run_in_processes
 
@@ -111,9 +112,9 @@ def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen
     return launch(processes, "tools/train.py", experiment, *overrides)
 
 
-def train_here(experiment: Path, *overrides: str) -> int:
+def train_here(experiment: Path, *overrides: str) -> None:
     """Train in this process."""
-    return runs.train(*runs.create(config.load(str(experiment), overrides)), progress=False)
+    runs.train(*runs.create(config.load(str(experiment), overrides)), progress=False)
 
 
 def put_aside(home: Path, name: str) -> Path:
@@ -151,20 +152,19 @@ def timeless(folder: Path) -> list[dict]:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    first, second = (checkpoints.load(folder / "checkpoints/last.pt") for folder in (one, other))
-    parts = [part for part in ("model", "averaged") if part in first]
-    return all(torch.equal(first[part][name], second[part][name]) for part in parts for name in first[part])
+    loaded = [[checkpoints.load(run / path)["model"] for run in (one, other)] for path in (BEST, LAST)]
+    return all(torch.equal(first[name], second[name]) for first, second in loaded for name in first)
 
 
 def test_killed_and_resumed_a_run_ends_as_it_would_have(experiment, trained_home, capsys):
-    assert train_here(experiment, *DROPOUT) == 0
+    train_here(experiment, *DROPOUT)
     straight = put_aside(trained_home, "straight")
     killed = train(1, experiment, *DROPOUT)
     wait_for_step(trained_home, timeless(straight)[-1]["step"] // 3)
     killed.kill()
     killed.communicate(timeout=60)
     capsys.readouterr()
-    assert train_here(experiment, *DROPOUT) == 0
+    train_here(experiment, *DROPOUT)
     assert "resuming" in capsys.readouterr().out
     assert timeless(folder_of(trained_home)) == timeless(straight)
     assert same_weights(folder_of(trained_home), straight)
@@ -183,7 +183,7 @@ def test_when_one_process_dies_all_end_and_resumed_they_end_as_they_would_have(e
     killed.communicate(timeout=60)
     assert time.monotonic() - started < 30
     assert killed.returncode not in (0, None)
-    checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")
+    checkpoints.load(folder_of(trained_home) / LAST)
     resumed = command("train.py", experiment, *DROPOUT, ranks=2)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resuming" in resumed.stdout
@@ -198,7 +198,7 @@ def test_a_scheduler_may_stop_a_run_and_start_it_again(experiment, trained_home)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "go on with: just resume" in out
-    assert checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"] >= 5
+    assert checkpoints.load(folder_of(trained_home) / LAST)["state"]["step"] >= 5
 
 
 def test_a_mistake_ends_all_processes_with_one_line(experiment):
@@ -229,7 +229,7 @@ def test_another_number_of_processes_is_refused(experiment, trained_home):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "Traceback" not in err
-    saved = checkpoints.load(folder_of(trained_home) / "checkpoints/last.pt")["state"]["step"]
+    saved = checkpoints.load(folder_of(trained_home) / LAST)["state"]["step"]
     assert saved == timeless(folder_of(trained_home))[-1]["step"], "the signal is handed on, and the step is saved"
     with pytest.raises(UserError, match="of 2 processes, now 1; go on with as many: just gpus=2 resume"):
         train_here(experiment, *LONG)

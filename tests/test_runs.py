@@ -450,7 +450,7 @@ def test_mistakes_on_the_command_line_end_with_one_line(run, run_here, arguments
 @pytest.mark.parametrize("overrides", [(), ("ecapa/normalisation = 'speaker'",)], ids=["corpus", "speaker"])
 def test_a_clip_is_scored_the_same_alone_and_among_others(once, trained_home, monkeypatch, overrides):
     if overrides:
-        assert runs.train(*runs.create(config.load("ravdess_ecapa", [*SMALL, *overrides])), progress=False) == 0
+        runs.train(*runs.create(config.load("ravdess_ecapa", [*SMALL, *overrides])), progress=False)
     else:
         shutil.copytree(once / "outputs", trained_home / "outputs")
     whole, sizes = ClipReader.whole, []

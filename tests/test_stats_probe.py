@@ -209,7 +209,7 @@ def test_one_emotion_teaches_nothing_and_is_said():
 
 def train(*overrides: str) -> tuple:
     experiment, run = runs.create(config.load("ravdess_stats_probe", [QUIET, *overrides]))
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     return experiment, run
 
 

@@ -15,7 +15,7 @@ from encoder_factory import instead
 
 from ser import checkpoints, config, gin_files, preparing, runs, training
 from ser.corpora import corpus_named
-from ser.errors import UserError
+from ser.errors import Interrupted, UserError
 from ser.extraction import extract
 from ser.metadata import read_table, remember_raw, write_table
 from ser.tracking import read_log
@@ -57,7 +57,7 @@ def test_every_experiment_file_builds_and_runs_a_step(experiment, encoded, train
 
 def test_a_run_leaves_everything_that_describes_it(trained_home):
     experiment, run = start("ravdess_ecapa")
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     folder = run.folder
     assert folder.name.startswith("ravdess_ecapa-fold1-s1-")
     assert (folder / "run.gin").read_text() == run.config
@@ -85,7 +85,7 @@ def test_a_run_leaves_everything_that_describes_it(trained_home):
 )
 def test_the_test_part_is_never_read_in_training(trained_home, heard, overrides):
     experiment, run = start("demo_ecapa", "train/epochs = 1", *overrides)
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     check_test_part_untouched(experiment, run, heard)
 
 
@@ -94,7 +94,7 @@ def test_a_finished_run_is_left_alone(trained_home, capsys):
     runs.train(experiment, run, progress=False)
     before = run.last.stat().st_mtime_ns
     experiment, run = start("demo_ecapa")
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     assert "already trained" in capsys.readouterr().out
     assert run.last.stat().st_mtime_ns == before
 
@@ -115,10 +115,11 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(trained_home, monk
     for steps in (2, 5):  # that each session makes before it is stopped: seven in all
         with monkeypatch.context() as patch:
             patch.setattr(training, "stop_requests", lambda steps=steps: StopAfter(steps))
-            assert runs.train(*start("ravdess_ecapa", *dropout), progress=False) == 130
+            with pytest.raises(Interrupted):
+                runs.train(*start("ravdess_ecapa", *dropout), progress=False)
         torch.rand(5)
     assert "optimizer" in checkpoints.load(straight.last)
-    assert runs.train(*start("ravdess_ecapa", *dropout), progress=False) == 0
+    runs.train(*start("ravdess_ecapa", *dropout), progress=False)
     resumed = checkpoints.load(straight.last)
     assert "optimizer" not in resumed, "of a finished run nothing is resumed"
     for name, value in content["model"].items():
@@ -161,7 +162,8 @@ def test_resuming_over_changed_data_or_settings_is_refused(what, home, monkeypat
     extract(read_table("demo"), config.load_features("logmel80"), progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requests", lambda: StopAfter(2))
-        assert runs.train(*start("demo_ecapa"), progress=False) == 130
+        with pytest.raises(Interrupted):
+            runs.train(*start("demo_ecapa"), progress=False)
     if what == "split":
         path = home / "data/demo/splits/holdout.csv"
         swap = {"train": "test", "test": "train", "val": "val"}
@@ -208,7 +210,7 @@ def test_wandb_may_fail_at_any_moment(failing, trained_home, monkeypatch, capsys
     fake = types.SimpleNamespace(init=Broken, Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", None if failing == "import" else fake)
     experiment, run = start("demo_ecapa", "track/wandb = 'offline'", "train/epochs = 1")
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     assert capsys.readouterr().err.count("W&B failed") == 1
     assert len(read_log(run.folder)) > 2
 
@@ -216,7 +218,7 @@ def test_wandb_may_fail_at_any_moment(failing, trained_home, monkeypatch, capsys
 def test_an_offline_wandb_run_lies_in_the_run_folder(trained_home, capsys):
     pytest.importorskip("wandb")
     experiment, run = start("demo_ecapa", "track/wandb = 'offline'", "train/epochs = 1")
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     assert "wandb sync" in capsys.readouterr().out
     assert list((run.folder / "wandb").glob("offline-run-*"))
 
@@ -224,11 +226,12 @@ def test_an_offline_wandb_run_lies_in_the_run_folder(trained_home, capsys):
 def test_a_lost_environment_never_keeps_a_run_from_resuming(trained_home, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requests", lambda: StopAfter(2))
-        assert runs.train(*start("demo_ecapa"), progress=False) == 130
+        with pytest.raises(Interrupted):
+            runs.train(*start("demo_ecapa"), progress=False)
     experiment, run = runs.reopen("last")
     path = run.folder / "environment.json"
     path.unlink()
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     assert "earlier sessions are lost" in capsys.readouterr().err
     assert len(json.loads(path.read_text())["sessions"]) == 1
 
@@ -247,10 +250,10 @@ def test_a_stop_in_the_last_validation_is_met_and_the_run_is_whole(trained_home,
     experiment, run = start("demo_ecapa")
     steps = 2 * len(set_up(experiment).order(experiment.training, 1, 0)) + 1  # looked at in each step, after each epoch
     monkeypatch.setattr(training, "stop_requests", lambda: StopAfter(steps))
-    assert runs.train(experiment, run, progress=False) == 130
-    assert "stopped after epoch 2; which was the last" in capsys.readouterr().out
+    with pytest.raises(Interrupted, match="stopped after epoch 2; which was the last"):
+        runs.train(experiment, run, progress=False)
     assert checkpoints.is_finished(run.last)
-    assert runs.train(*start("demo_ecapa"), progress=False) == 0
+    runs.train(*start("demo_ecapa"), progress=False)
     assert "already trained" in capsys.readouterr().out
 
 
@@ -260,7 +263,7 @@ def test_a_run_that_another_process_trained_meanwhile_is_left_alone(trained_home
 
     def slow(*arguments, **options):
         monkeypatch.setattr(runs, "set_up", prepare)
-        assert runs.train(*start("demo_ecapa"), progress=False) == 0
+        runs.train(*start("demo_ecapa"), progress=False)
         return prepare(*arguments, **options)
 
     monkeypatch.setattr(runs, "set_up", slow)
@@ -294,7 +297,7 @@ def test_sound_can_be_read_at_every_step_with_noise_and_gain(trained_home):
         "Augmentation.operations = [@Noise(), @SoundMixup(), @Gain(), @SpecAugment(), @Mixup()]",
     ]
     experiment, run = start("ravdess_ecapa", *heavy, "train/epochs = 1")
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
 
 
 def test_a_cut_checkpoint_is_refused_by_the_real_command(trained_home):

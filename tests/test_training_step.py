@@ -85,7 +85,7 @@ def test_the_log_of_a_run_says_what_was_skipped(trained_home, monkeypatch):
 
     monkeypatch.setattr(Stepper, "forward", now_and_then)
     experiment, run = runs.create(config.load("demo_ecapa", SMALL))
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     lines = read_log(run.folder)
     assert [line["step"] for line in lines if line.get("train/skipped")] == [2, 4]
     assert "NaN" not in (run.folder / "log.jsonl").read_text()

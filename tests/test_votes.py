@@ -131,7 +131,7 @@ def test_a_run_on_soft_votes_trains_and_is_scored_against_any_source(trained_hom
         setup = set_up(experiment)
         counts = setup.reader.targets(setup.train).sum(0)
         torch.testing.assert_close(setup.weights * counts, torch.full((6,), float((setup.weights * counts).mean())))
-        assert runs.train(experiment, run, progress=False) == 0
+        runs.train(experiment, run, progress=False)
         own, metrics = evaluate("last", "val", progress=False)
         assert (own.name, metrics["label_source"], metrics["raters"]) == ("crema_d-tfds-val", "voice_soft", None)
         other, metrics = evaluate("last", "val", "intended", progress=False)

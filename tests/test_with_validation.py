@@ -5,7 +5,7 @@ import torch
 from conftest import StopAfter
 
 from ser import checkpoints, config, runs, training
-from ser.errors import UserError
+from ser.errors import Interrupted, UserError
 from ser.run_evaluation import evaluate
 from ser.tracking import read_log
 from ser.wording import evaluation
@@ -16,7 +16,7 @@ BOTH = [*SMALL, "train/with_validation = True", "train/keep = 'last'"]
 
 def test_both_parts_train_and_validation_can_no_longer_be_scored(trained_home):
     experiment, run = runs.create(config.load("demo_ecapa", BOTH))
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     best = checkpoints.load(run.best)
     speakers = {part: {clip.speaker for clip in experiment.protocol.part(part)} for part in ("train", "val", "test")}
     assert set(best["train_speakers"]) == speakers["train"] | speakers["val"]
@@ -38,16 +38,17 @@ def test_both_parts_train_and_validation_can_no_longer_be_scored(trained_home):
 
 def test_interrupted_and_resumed_it_ends_as_it_would_have(trained_home, monkeypatch):
     experiment, run = runs.create(config.load("demo_ecapa", [*BOTH, "seed = 1"]))
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     straight = checkpoints.load(run.best)
     run.folder.rename(trained_home / "straight")
     monkeypatch.setattr(training, "stop_requests", lambda: StopAfter(3))
     experiment, run = runs.create(config.load("demo_ecapa", [*BOTH, "seed = 1"]))
-    assert runs.train(experiment, run, progress=False) == 130
+    with pytest.raises(Interrupted):
+        runs.train(experiment, run, progress=False)
     monkeypatch.undo()
     monkeypatch.setenv("SER_HOME", str(trained_home))
     experiment, run = runs.reopen(run.folder.name)
-    assert runs.train(experiment, run, progress=False) == 0
+    runs.train(experiment, run, progress=False)
     resumed = checkpoints.load(run.best)
     assert all(torch.equal(straight["model"][name], value) for name, value in resumed["model"].items())
 

@@ -5,7 +5,7 @@ from ser.errors import tool
 
 
 @tool
-def main() -> int | None:
+def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument(
@@ -24,10 +24,7 @@ def main() -> int | None:
     done = ablating.ablate(
         arguments.experiment, arguments.changes, arguments.common, arguments.seeds, arguments.jobs, arguments.gpus
     )
-    if isinstance(done, int):
-        return done
     print(ablating.table(*done))
-    return None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from ser.errors import tool
 
 
 @tool
-def main() -> int | None:
+def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("experiment", help="name of a file in gin/exp/")
     parser.add_argument("overrides", nargs="*", help="gin bindings such as 'train/epochs = 5'")
@@ -18,10 +18,7 @@ def main() -> int | None:
     done = cross_validation.cross_validate(
         arguments.experiment, arguments.overrides, jobs=arguments.jobs, gpus=arguments.gpus
     )
-    if isinstance(done, int):
-        return done
     print(wording.evaluation(*done))
-    return None
 
 
 if __name__ == "__main__":

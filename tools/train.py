@@ -5,7 +5,7 @@ from ser.errors import UserError, tool
 
 
 @tool
-def main() -> int | None:
+def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
         "experiment", nargs="?", help="name of a file in gin/exp/, path of a .gin file, or a run to resume"
@@ -30,21 +30,21 @@ def main() -> int | None:
         if not arguments.show:
             parser.error("an experiment is missing; just show lists them")
         print(experiments_table())
-        return None
+        return
     if arguments.show:
         print(config.show(config.load(arguments.experiment, arguments.overrides)), end="")
-        return None
+        return
     if arguments.dry_run:
         from ser.training import dry_run
 
         dry_run(config.build(config.load(arguments.experiment, arguments.overrides)))
-        return None
+        return
 
     from ser import dist, runs
 
     if arguments.name:
         print(runs.create(config.load(arguments.experiment, arguments.overrides))[1].folder.name)
-        return None
+        return
     if arguments.resume and arguments.overrides:
         raise UserError("a resumed run keeps its settings; start another to change them: just train EXP ...")
     with dist.process_group():
@@ -52,7 +52,7 @@ def main() -> int | None:
             experiment, run = runs.reopen(arguments.experiment)
         else:
             experiment, run = runs.create(config.load(arguments.experiment, arguments.overrides))
-        return runs.train(experiment, run)
+        runs.train(experiment, run)
 
 
 if __name__ == "__main__":
