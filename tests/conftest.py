@@ -1,6 +1,7 @@
 """Fixtures of all tests: a home of their own, a small RAVDESS-like corpus, the real commands."""
 
 import functools
+import gc
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,12 @@ DELIVERED = (
 def pytest_collection_modifyitems(items):
     """Put the files that take longest first."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """Never look through again what the libraries have made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -172,6 +180,24 @@ def sources(tmp_path_factory) -> dict:
     return made
 
 
+def compare_unoptimised(patch: pytest.MonkeyPatch) -> None:
+    """Compare exports without TorchScript's optimiser, which would compile anew for each shape."""
+    import torch
+
+    from ser import exporting, parity
+
+    def plain(function):
+        def run(*arguments, **options):
+            with torch.jit.optimized_execution(False):
+                return function(*arguments, **options)
+
+        return run
+
+    for name in ("compare", "compare_known", "variant_figures"):
+        for module in (exporting, parity):
+            patch.setattr(module, name, plain(getattr(parity, name)))
+
+
 @pytest.fixture(scope="session")
 def delivered(prepared, tmp_path_factory) -> Path:
     """Return a home with a small run that normalises by speaker, scored on validation and exported."""
@@ -190,6 +216,7 @@ def delivered(prepared, tmp_path_factory) -> Path:
         patch.setattr(exporting, "FORMATS", quick)
         patch.setattr(parity, "ALONE", (1.0,))
         patch.setattr(parity, "TOGETHER", ((1.1, 0.5),))
+        compare_unoptimised(patch)
         exporting.export(run.folder.name, progress=False)
     run.folder.rename(home / "outputs/small")
     return home
@@ -232,6 +259,15 @@ def warm_start() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def asked(**job: object) -> int | None:
+    """Give ``warm_start.py`` a job, and return the number that it answers."""
+    print(json.dumps(job), file=warm_start().stdin, flush=True)
+    answer = warm_start().stdout.readline().strip()
+    assert answer, "tests/warm_start.py has ended"
+    assert answer != str(-signal.SIGALRM), f"{job} took more than five minutes"
+    return None if answer == "None" else int(answer)
+
+
 def command(*arguments: object, home: Path | None = None, ranks: int = 1) -> subprocess.CompletedProcess:
     """Run ``python tools/...`` with a home of its own, or another script, and return what it printed.
 
@@ -242,13 +278,45 @@ def command(*arguments: object, home: Path | None = None, ranks: int = 1) -> sub
     tool, *rest = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        argv = [str(PROJECT / "tools" / tool), *rest]
-        job = {"argv": argv, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err), "ranks": ranks}
-        print(json.dumps(job), file=warm_start().stdin, flush=True)
-        status = warm_start().stdout.readline()
-        assert status, "tests/warm_start.py has ended"
-        assert int(status) != -signal.SIGALRM, f"{argv} took more than five minutes"
-        return subprocess.CompletedProcess(argv, int(status), out.read_text(), err.read_text())
+        argv, where = [str(PROJECT / "tools" / tool), *rest], os.getcwd()
+        status = asked(argv=argv, env=env, cwd=where, out=str(out), err=str(err), ranks=ranks, beside=False)
+        return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
+
+
+class Beside:
+    """A command like that of ``command`` that runs while the test goes on: what tests need of ``subprocess.Popen``."""
+
+    def __init__(self, *arguments: object):
+        self.folder = tempfile.TemporaryDirectory()  # gone when this is
+        self.out, self.err = (Path(self.folder.name) / name for name in ("out", "err"))
+        tool, *rest = [str(argument) for argument in arguments]
+        argv, where = [str(PROJECT / "tools" / tool), *rest], os.getcwd()
+        self.returncode: int | None = None
+        self.pid = asked(
+            argv=argv, env=dict(os.environ), cwd=where, out=str(self.out), err=str(self.err), ranks=1, beside=True
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = asked(ended=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 120) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < deadline, "the command does not end"
+            time.sleep(0.01)
+        return self.returncode
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.out.read_text(), self.err.read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def command_on_a_full_disk(size: int, *arguments: object, home: Path) -> subprocess.CompletedProcess:

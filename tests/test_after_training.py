@@ -28,6 +28,8 @@ from ser import (
     report,
     robustness,
     runs,
+    schemes,
+    splits,
     summary,
     training,
 )
@@ -345,7 +347,8 @@ def test_an_ensemble_says_what_each_member_was_trained_on(trained_home):
 
 
 def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(trained_home, capsys):
-    folder, pooled = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    splits.write_split(schemes.make_split("demo", "kfold3"))
+    folder, pooled = cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold3'"], progress=False)
     first = folder.parents[1]
     shutil.copytree(first, first.with_name("as-if-of-another-seed"))
     names = [first.name, "as-if-of-another-seed"]
@@ -357,7 +360,7 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
     assert comparing.compare(*names)[1]["n_clips"] == metrics["n_clips"]
     assert {row["run"] for row in summary.write()[1]} >= {*names, scored.parents[1].name}
     fold = trained_home / "outputs" / pooled["folds"][1]["run"]
-    own = fold / "eval/demo-kfold5-test/metrics.json"
+    own = fold / "eval/demo-kfold3-test/metrics.json"
     before = own.read_text()
     write_json(own, read_json(own) | {"checkpoint": {"epoch": 9, "step": 1, "crc32": 1}})  # trained and scored again
     with pytest.raises(UserError, match="runs that were trained or scored again since; give the just cv"):
@@ -365,7 +368,7 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
     assert "pooled-folds" not in card.figures(runs.load_trained(fold.name), [])
     assert not {row["run"] for row in summary.write()[1]} & {*names}
     assert (
-        f"{first.name}/eval/demo-kfold5-test/metrics.json: its runs were trained or scored again since"
+        f"{first.name}/eval/demo-kfold3-test/metrics.json: its runs were trained or scored again since"
         in capsys.readouterr().err
     )
     for foreign in ("[]", "{"):
@@ -375,7 +378,7 @@ def test_cross_validations_and_ensembles_are_reported_and_compared_like_runs(tra
     figures = card.figures(runs.load_trained(fold.name), [])
     assert f"{pooled['uar']:.3f}" in figures
     assert "pooled-folds" in figures
-    (first / "eval/demo-kfold5-test/predictions.csv").write_text("")
+    (first / "eval/demo-kfold3-test/predictions.csv").write_text("")
     assert scored.parents[1].name not in {row["run"] for row in summary.write()[1]}, "an ensemble of other answers"
 
 

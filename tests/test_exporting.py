@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, command, one_error_line
+from conftest import PROJECT, command, compare_unoptimised, one_error_line
 from torch import nn
 
 from ser import exporting, parity, runs
@@ -73,11 +73,16 @@ BATCH = functools.cache(parity.batch)  # speech made up for lengths and a seed
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Look at fewer lengths, the longest and a batch of eight among them."""
+def few(monkeypatch, request):
+    """Look at fewer lengths, the longest and a batch of eight among them.
+
+    All but two models go without TorchScript's optimiser, which would compile anew for each shape.
+    """
     monkeypatch.setattr(parity, "batch", BATCH)
     monkeypatch.setattr(parity, "ALONE", (0.5, 2.0, 30.0))
     monkeypatch.setattr(parity, "TOGETHER", ((1.1, 0.5), (1.3, 2.9, 0.8, 2.0, 3.6, 0.5, 1.1, 2.2)))
+    if not request.node.name.endswith(("[prompts]", "[attn-lora]")):
+        compare_unoptimised(monkeypatch)
 
 
 def numbers_alone_know_a_device(path) -> bool:
@@ -94,10 +99,20 @@ def numbers_alone_know_a_device(path) -> bool:
     return all(line[0] in fine for line in users)
 
 
+@torch.no_grad()
 def lively(pipeline: Pipeline) -> Pipeline:
-    """Make the answers of a random model differ from clip to clip."""
-    for parameter in pipeline.model.head.parameters():
+    """Make the answers of a random model differ from clip to clip: logits of mean 0, and deviation 1 at most."""
+    head = pipeline.model.head
+    for parameter in head.parameters():
         nn.init.normal_(parameter, std=4 / parameter.shape[-1] ** 0.5)
+    last = head if isinstance(head, nn.Linear) else list(head.children())[-1] if list(head.children()) else None
+    if isinstance(last, nn.Linear):
+        heard = [BATCH((seconds,), seed) for seed, seconds in enumerate((0.5, 1.0, 2.0, 3.0))]
+        logits = torch.cat([pipeline.model(*pipeline.front_end(*each)) for each in heard])
+        std, mean = torch.std_mean(logits, 0)
+        std = std.clamp_min(1)
+        last.weight /= std[:, None]
+        last.bias.copy_((last.bias - mean) / std)
     return pipeline
 
 
@@ -106,7 +121,8 @@ def test_torchscript_and_onnx_answer_as_the_model(sources, few, tmp_path, name):
     torch.manual_seed(0)
     pipeline = lively(MODELS[name](sources))
     wanted = parity.answers_of(pipeline)
-    assert max(float(answer.max()) for answer in wanted.answers) > 0.3
+    every = torch.cat(list(wanted.answers))
+    assert float((every.amax(0) - every.amin(0)).max()) > 0.01, "a hundred times what is allowed below"
     made = exporting.script(pipeline, tmp_path / "model.ts")
     assert numbers_alone_know_a_device(tmp_path / "model.ts")
     assert parity.compare(made, wanted, MOST_SAMPLES)["largest_difference"] < 1e-4
@@ -172,13 +188,15 @@ def test_low_rank_updates_are_merged_and_unused_layers_left_out(encoded, trained
     assert not [name for name in names if name.endswith((".up", ".down")) or "layers.3" in name]
 
 
+SHAPE, TYPE = r"expected sound \[B, N\]", "expected sound in float32 and lengths in int64"
+LENGTH = "expected clips of 0.05 s"
 BAD = {
-    "one dimension": (torch.zeros(9000), torch.tensor([9000])),
-    "double": (torch.zeros(1, 9000).double(), torch.tensor([9000])),
-    "int32 lengths": (torch.zeros(1, 9000), torch.tensor([9000], dtype=torch.int32)),
-    "too short": (torch.zeros(1, 9000), torch.tensor([100])),
-    "a length beyond": (torch.zeros(1, 9000), torch.tensor([9001])),
-    "too long": (torch.zeros(1, MOST_SAMPLES + 1), torch.tensor([MOST_SAMPLES + 1])),
+    "one dimension": (torch.zeros(9000), torch.tensor([9000]), SHAPE),
+    "double": (torch.zeros(1, 9000).double(), torch.tensor([9000]), TYPE),
+    "int32 lengths": (torch.zeros(1, 9000), torch.tensor([9000], dtype=torch.int32), TYPE),
+    "too short": (torch.zeros(1, 9000), torch.tensor([100]), LENGTH),
+    "a length beyond": (torch.zeros(1, 9000), torch.tensor([9001]), "a length is above the samples"),
+    "too long": (torch.zeros(1, MOST_SAMPLES + 1), torch.tensor([MOST_SAMPLES + 1]), LENGTH),
 }
 
 
@@ -189,8 +207,9 @@ def scripted(delivered):
 
 @pytest.mark.parametrize("what", BAD)
 def test_the_script_refuses_what_it_cannot_answer(scripted, what):
-    with pytest.raises(torch.jit.Error, match=r"expected|above the samples"):
-        scripted(*BAD[what])
+    *inputs, message = BAD[what]
+    with torch.jit.optimized_execution(False), pytest.raises(torch.jit.Error, match=message):
+        scripted(*inputs)
 
 
 def test_the_script_needs_torch_alone(delivered, tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, command
+from conftest import PROJECT, Beside, command
 from corpus_factory import make_corpus, prepare_corpus, synthetic_sound
 
 from ser import audio, config, encoders
@@ -625,15 +625,22 @@ TWO = (str(PROJECT / "tools/launch.py"), "2")
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
     """Return a function that starts ``tools/extract.py`` of RAVDESS; what still runs at the end is killed."""
-    begun = []
+    begun, beside = [], []
 
-    def begin(arguments: list[str], *launcher: str) -> subprocess.Popen:
+    def begin(arguments: list[str], *launcher: str) -> subprocess.Popen | Beside:
+        if not launcher:
+            beside.append(Beside("extract.py", "ravdess", *arguments))
+            return beside[-1]
         tool = [sys.executable, *launcher, str(PROJECT / "tools/extract.py"), "ravdess", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         begun.append(subprocess.Popen(tool, **pipes))
         return begun[-1]
 
     yield begin
+    for process in beside:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
     for process in begun:
         if process.poll() is None:
             for pid in [process.pid, *children(process.pid)]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, command
+from conftest import PROJECT, Beside, command
 
 from ser import checkpoints, config, runs
 from ser.checkpoints import BEST, LAST
@@ -108,7 +108,9 @@ def test_two_processes_and_parts_of_a_batch_follow_one_process(experiment):
         assert other[3] == clips, "no clip is predicted twice or left out"
 
 
-def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen:
+def train(processes: int, experiment: Path, *overrides: str) -> subprocess.Popen | Beside:
+    if processes == 1:
+        return Beside("train.py", experiment, *overrides)
     return launch(processes, "tools/train.py", experiment, *overrides)
 
 

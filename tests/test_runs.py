@@ -6,11 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, command, one_error_line
+from conftest import PROJECT, one_error_line
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -289,11 +290,12 @@ def test_a_finished_run_is_not_taken_for_one_of_other_clips(run, prepared):
 
 
 def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys):
-    done = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
+    splits.write_split(schemes.make_split("demo", "kfold3"))
+    done = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold3'"], progress=False)
     folder, metrics = done
-    assert len(metrics["folds"]) == 5
+    assert len(metrics["folds"]) == 3
     assert metrics["fold"] is None
-    assert metrics["trained_on"] == "demo kfold5, each fold on the others but those that validate"
+    assert metrics["trained_on"] == "demo kfold3, each fold on the others but those that validate"
     clips = [row["clip"] for row in csv.DictReader((folder / "predictions.csv").open())]
     table = list(csv.DictReader((trained_home / "data/demo/metadata.csv").open()))
     assert sorted(clips) == sorted(row["clip"] for row in table)
@@ -307,19 +309,29 @@ def test_cross_validation_pools_every_fold_once_and_resumes(trained_home, capsys
     (other / "cv.gin").write_text((other / "cv.gin").read_text().replace("seed = 1", "seed = 2"))
     shutil.copytree(other, other.with_name(f"{other.name}-backup"))
     (row,) = summary.write()[2]
-    assert (row["evaluation"], row["seeds"]) == ("demo-kfold5-test", 2)
+    assert (row["evaluation"], row["seeds"]) == ("demo-kfold3-test", 2)
     said = capsys.readouterr().err
     assert said.strip() == f"left out: {other.name}-backup: a copy of {other.name}, no further seed"
-    again = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold5'"], progress=False)
-    assert capsys.readouterr().out.count("already trained") == 5
+    again = cross_validation.cross_validate("demo_ecapa", [*SMALL, "split/scheme = 'kfold3'"], progress=False)
+    assert capsys.readouterr().out.count("already trained") == 3
     assert again[1]["uar"] == metrics["uar"]
     assert again[1]["test_scorings"] == 1
 
 
-def test_folds_that_train_at_the_same_time_are_pooled(trained_home):
+def test_folds_that_train_at_the_same_time_are_pooled(trained_home, run_here, monkeypatch):
+    """One fold in a process of its own; the others here, which saves the imports."""
     splits.write_split(schemes.make_split("demo", "kfold3"))
-    settings = [*SMALL, "split/scheme = 'kfold3'"]
-    done = command("cv_train.py", "demo_ecapa", *settings, "--jobs", 3, home=trained_home)
+    settings, start = [*SMALL, "split/scheme = 'kfold3'"], launching.start
+
+    def begin(experiment, training, gpus, slot, jobs):
+        if slot == 0:
+            return start(experiment, training, gpus, slot, jobs)
+        runs.train(*runs.create(config.load(experiment, training.overrides)), progress=False)
+        training.log.write_text("trained")
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    monkeypatch.setattr(launching, "start", begin)
+    done = run_here("cv_train.py", "demo_ecapa", *settings, "--jobs", 3)
     assert done.returncode == 0, done.stderr
     (folder,) = trained_home.glob("outputs/demo_ecapa-cv-*")
     assert sorted(path.name for path in folder.glob("*.log")) == [f"fold{k}.log" for k in range(1, 4)]

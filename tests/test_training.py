@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 import types
 
 import pytest
 import torch
-from conftest import PROJECT, StopAfter, check_test_part_untouched, command, one_error_line
+from conftest import Beside, StopAfter, check_test_part_untouched, command, one_error_line
 from corpus_factory import prepare_corpus
 from encoder_factory import instead
 
@@ -130,10 +129,7 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(trained_home, monk
 
 def test_ctrl_c_in_training_saves_and_resume_finishes(trained_home):
     arguments = ["demo_ecapa", *SMALL, "train/epochs = 400", "train/patience = 400"]
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "tools/train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    process = Beside("train.py", *arguments)
     outputs = trained_home / "outputs"
     deadline = time.monotonic() + 120
     while not list(outputs.glob("demo_ecapa-*/log.jsonl")) and time.monotonic() < deadline:

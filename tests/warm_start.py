@@ -1,7 +1,8 @@
 """Runs commands of ``tools/`` one after another in processes of their own that begin with libraries already imported.
 
 A line of JSON in, ``{"argv": [...], "env": {...}, "cwd": ..., "out": path, "err": path, "ranks": 1}``; the exit status
-out. Of several ranks, which find each other as torchrun's do, it is the first that is not 0.
+out. Of several ranks, which find each other as torchrun's do, it is the first that is not 0. With ``"beside": true`` it
+is the number of the process, which goes on; ``{"ended": number}`` asks for its exit status, ``None`` before its end.
 Importing torch takes two seconds, transformers as long: most of what a small command takes. What is ours is imported
 by each command anew; seeds of hashes and what the environment says to Python and to threads are those of the first
 process. Nor do they take those libraries down at their end, which would take as long.
@@ -35,6 +36,10 @@ def main() -> None:
     gc.freeze()  # what is imported here is never looked through again
     for line in sys.stdin:
         job = json.loads(line)
+        if "ended" in job:
+            number, status = os.waitpid(job["ended"], os.WNOHANG)
+            print(os.waitstatus_to_exitcode(status) if number else None, flush=True)
+            continue
         children = []
         for path in (job["out"], job["err"]):
             open(path, "w").close()
@@ -49,6 +54,9 @@ def main() -> None:
             children.append(os.fork())
             if not children[-1]:
                 begin(job)
+        if job["beside"]:
+            print(children[0], flush=True)
+            continue
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(next((status for status in statuses if status), 0), flush=True)
 
@@ -56,6 +64,8 @@ def main() -> None:
 def begin(job: dict) -> None:
     """Be the process that a shell would have started, for five minutes at most."""
     signal.alarm(300)
+    if job["beside"]:
+        os.setsid()
     numpy.random.seed()
     for path, number in ((os.devnull, 0), (job["out"], 1), (job["err"], 2)):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
