@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,6 +140,13 @@ def test_an_interrupted_measurement_goes_on_where_it_was(trained_home, monkeypat
     assert not list(folder.glob("*.part.json"))
 
 
+def heard_by(distort: Callable, sound: torch.Tensor) -> torch.Tensor:
+    """Return what a condition makes of a sound [N] that is no clip of a corpus."""
+    source = SimpleNamespace(read=lambda clip: sound, time_axis=-1)
+    features = SimpleNamespace(cached=False, time_axis=-1)
+    return robustness.Distorted(source, features, distort, 3, []).read(SimpleNamespace(clip="made-up"))
+
+
 @pytest.mark.parametrize("kind", robustness.CONDITIONS)
 def test_each_condition_changes_a_sound_in_its_own_way(trained_home, kind):
     heard = SimpleNamespace(cached=False, time_axis=-1)
@@ -172,7 +180,15 @@ def test_each_condition_changes_a_sound_in_its_own_way(trained_home, kind):
         elif kind == "GSM 6.10, kbit/s":
             assert between(after, 4000, 8000) < 1e-3 * between(after, 0, 4000)
         elif kind == "MP3, kbit/s":
+            assert not np.array_equal(after[:size], before)
             assert 0.5 < between(after, 300, 2000) / between(before, 300, 2000) < 2
+        elif kind == "first seconds":
+            long = torch.randn(48_000, generator=torch.Generator().manual_seed(1))
+            assert torch.equal(heard_by(distort, long), long[: round(16_000 * value)])
+        elif kind == "speed":
+            tone = (2 * np.pi * 440 * torch.arange(16_000) / 16_000).sin()
+            faster = heard_by(distort, tone)
+            assert between(faster, 440 * value - 20, 440 * value + 20) > 0.9 * between(faster, 0, 8000)
         elif kind == "reverberation, s":
             assert after.square().sum().item() == pytest.approx(before.square().sum().item(), rel=0.05)
             assert (after - before).abs().max() > 0.01

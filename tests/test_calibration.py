@@ -82,3 +82,7 @@ def test_risk_over_all_clips_is_the_share_of_errors_and_the_surest_come_first():
     half = np.argsort(-probabilities.max(1))[: len(risk) // 2]
     assert risk[len(half) - 1] == pytest.approx((probabilities[half].argmax(1) != references[half]).mean())
     assert risk[len(half) - 1] < risk[-1]
+
+
+def test_the_bins_are_those_that_the_documents_name():
+    assert calibration.BINS == 15

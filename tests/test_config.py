@@ -186,7 +186,7 @@ def test_snapshot_holds_defaults_and_typed_settings():
 def test_a_path_and_a_name_mean_the_same_from_any_folder(tmp_path, monkeypatch):  # P16
     monkeypatch.chdir(tmp_path)
     by_path = config.load(str(PROJECT / "gin/exp/demo_ecapa.gin"), SMALL)
-    assert config.build(by_path).protocol == config.build(config.load("demo_ecapa", SMALL)).protocol
+    assert config.snapshot(by_path) == config.snapshot(config.load("demo_ecapa", SMALL))
 
 
 def test_show_sorts_values_into_resolved_defaulted_and_unused():

@@ -126,7 +126,13 @@ def test_what_corrects_and_normalises_trains(prepared, trained_home, overrides):
     built, run = runs.create(settings)
     runs.train(built, run, progress=False)
     _, metrics = evaluate(str(run.folder), "val", progress=False)
-    assert 0 <= metrics["uar"] <= 1
+    best = checkpoints.load(run.best)
+    assert metrics["uar"] == pytest.approx(best["state"]["best_uar"])
+    assert metrics["tags"] == ["speaker-normalised"] * ("ecapa/normalisation = 'speaker'" in overrides)
+    plain = runs.create(config.compose("demo_plain", parts, [*quick, "train/batch_size = 16"]))
+    runs.train(*plain, progress=False)
+    weights = checkpoints.load(plain[1].best)["model"]
+    assert any(not torch.equal(value, weights[name]) for name, value in best["model"].items() if name in weights)
 
 
 ADJUSTED, HARD = "train/logit_adjustment = 1.0", "train/label_smoothing = 0.0"

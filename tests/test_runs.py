@@ -122,6 +122,32 @@ def test_the_temperature_is_that_of_validation_and_lies_in_the_checkpoint(run):
     assert metrics["calibrated"]["nll"] < metrics["nll"]
 
 
+def test_an_evaluation_leaves_what_the_readme_names(run):
+    folder, _ = evaluate("last", "val", progress=False)
+    wanted = {"metrics.json", "predictions.csv", "subgroups.csv", "confusion.png", "calibration.png"}
+    assert {path.name for path in folder.iterdir()} == wanted
+
+
+def test_a_snapshot_trains_in_the_same_folder(run, capsys):
+    settings = config.load(str(run.folder / "run.gin"))
+    made, again = runs.create(settings)
+    assert again.folder == run.folder
+    runs.train(made, again, progress=False)
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_an_answer_that_is_not_finite_is_named(run, monkeypatch):
+    trained = runs.load_trained("last")
+    clips = trained.experiment.protocol.part("val")
+
+    def broken(self, embedding, speakers=None):
+        return torch.full((len(embedding), len(self.labels)), torch.nan)
+
+    monkeypatch.setattr(type(trained.experiment.model), "classify", broken)
+    with pytest.raises(UserError, match=f"clip '{clips[0].clip}': the model's answer is not finite"):
+        evaluate("last", "val", progress=False)
+
+
 def test_embeddings_are_what_the_classifier_reads(run):
     answers = read_predictions(evaluate("last", "val", progress=False)[0] / "predictions.csv")
     trained = runs.load_trained("last")

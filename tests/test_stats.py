@@ -151,3 +151,7 @@ def test_many_speakers_are_exchanged_at_random_and_agree_with_all_exchanges(monk
         assert p == pytest.approx(exact[name], abs=0.04)
     assert stats.permutation_p(first, first)["uar"] == 1.0
     assert stats.permutation_p(*pair(40))["wa"] < 0.01
+
+
+def test_the_numbers_are_those_that_the_documents_name():
+    assert (stats.DRAWS, stats.FEWEST_SPEAKERS, stats.EXACT_SPEAKERS) == (2000, 8, 14)

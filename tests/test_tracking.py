@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import PROJECT
 from wandb_server import wandb_server
 
 from ser.audio import SOUND_SUFFIXES
@@ -83,9 +85,11 @@ def test_wrong_settings_are_refused():
 
 def test_the_environment_names_versions_machine_and_revision():
     found = environment()
-    assert found["packages"]["torch"]
-    assert found["machine"]["cores"] >= 1
-    assert set(found["git"]) == {"commit", "changed"}
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=PROJECT).stdout.strip()
+    assert found["git"].keys() == {"commit", "changed"}
+    assert found["git"]["commit"] == head
     json.dumps(found)
 
 
