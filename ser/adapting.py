@@ -104,7 +104,7 @@ class Adapted(InnerEncoder):
         self.weights_sha256 = fingerprint(self.encoder)
         self.encoder.requires_grad_(False)
         self.encoder.checkpointing = checkpointing
-        self.layers = list(range(encoder.states)) if layers is None else list(layers)
+        self.layers = encoder.chosen(layers)
         self.sum = LayerSum(len(self.layers)) if len(self.layers) > 1 else None
         blocks = self.encoder.blocks
         del blocks[self.layers[-1] :]
@@ -213,12 +213,7 @@ def check(
     decay: float,
 ) -> None:
     """Raise a UserError for values out of range, and for adaptations that exclude each other."""
-    top = encoder.states - 1
-    if layers is not None and not (
-        len(layers) and list(layers) == sorted(set(layers)) and 0 <= layers[0] <= layers[-1] <= top
-    ):
-        raise UserError(f"encoder/layers is {layers}; expected None, or states from 0 to {top} in rising order")
-    blocks = top if layers is None else layers[-1]
+    blocks = encoder.chosen(layers)[-1]
     if tune is not None and not 0 <= tune <= blocks:
         raise UserError(f"tune/layers is {tune}; expected 0 to {blocks}, the layers that are kept, or None for all")
     if lora < 0 or prompts < 0 or not 0 < decay <= 1 or lr_scale < 0:

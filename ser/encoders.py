@@ -62,6 +62,19 @@ class Pretrained:
         self.precision = precision
         self.compile = compile
 
+    def chosen(self, layers: Sequence[int] | None) -> list[int]:
+        """Return the states that ``encoder/layers`` names, all where it is None.
+
+        Raises:
+            UserError: none, not in rising order, or more than the encoder has.
+        """
+        wanted = list(range(self.states)) if layers is None else list(layers)
+        if not wanted or wanted != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < self.states:
+            raise UserError(
+                f"encoder/layers is {layers}; expected None, or states from 0 to {self.states - 1} in rising order"
+            )
+        return wanted
+
     def load(self) -> Encoder:
         """Return the encoder in float32 on the CPU, in evaluation mode.
 
@@ -139,23 +152,18 @@ class EncoderFeatures(FrontEnd):
         super().__init__()
         if keep not in KEEP[:2]:
             raise UserError(f"encoder/keep is '{keep}'{nearest(keep, KEEP[:2])}")
-        wanted = list(range(encoder.states)) if layers is None else list(layers)
-        if not wanted or wanted != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < encoder.states:
-            raise UserError(
-                f"encoder/layers is {layers}; expected None, or states from 0 to {encoder.states - 1} in rising order"
-            )
         self.pretrained = encoder
         self.keep = keep
-        self.layers = wanted
+        self.layers = encoder.chosen(layers)
         self.encoder: Encoder | None = None
         self.packs = True  # an exported model must not
-        one = keep == "frames" and len(wanted) == 1
+        one = keep == "frames" and len(self.layers) == 1
         self.kind = keep if keep == "statistics" or one else "layers"
         width = encoder.width if keep == "frames" else 2 * encoder.width
-        self.shape = (width,) if one else (len(wanted), width)
-        self.suffix = f"-{keep}" + ("" if layers is None else "-" + "-".join(map(str, wanted)))
+        self.shape = (width,) if one else (len(self.layers), width)
+        self.suffix = f"-{keep}" + ("" if layers is None else "-" + "-".join(map(str, self.layers)))
         self.options = "" if keep == "statistics" else f" 'encoder/keep = \"{keep}\"'"
-        self.options += "" if layers is None else f" 'encoder/layers = {wanted}'"
+        self.options += "" if layers is None else f" 'encoder/layers = {self.layers}'"
         for name, usual in (("precision", "auto"), ("revision", "main")):
             if (value := getattr(encoder, name)) != usual:
                 self.options += f" 'encoder/{name} = \"{value}\"'"

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ser.layers import InputNorm, Prompts, SpeakerStatistics
 
-__all__ = ["Classifier", "Encoder", "FrontEnd", "InnerEncoder", "Solvable", "normalised_by_speaker"]
+__all__ = ["Classifier", "Encoder", "FrontEnd", "InnerEncoder", "normalised_by_speaker"]
 
 
 class FrontEnd(nn.Module):
@@ -170,7 +170,7 @@ class Classifier(nn.Module):
         encoder: the pretrained encoder inside, if there is one.
         batch_statistics: in training it takes statistics over all frames of a batch, which padding would spoil.
         speakers_at: what statistics of speakers are of, where it normalises by them: ``inputs`` or ``embedding``.
-        solves: its weights are found at once, see ``Solvable``, not by steps.
+        solves: its weights are found at once, by ``solve``, not by steps.
         strengths: inverse strengths of its regularisation to try; validation speakers choose.
         refit: then they are found once more, on the training and validation parts together.
     """
@@ -202,6 +202,16 @@ class Classifier(nn.Module):
             return self.classify(self.embed(inputs, lengths), speakers)
         return self.classify(self.embed(inputs, lengths, speakers))
 
+    def solve(self, batch: Any, weights: Tensor, strength: float) -> None:
+        """Find the weights, of a model that ``solves``.
+
+        Args:
+            batch: ``batches.Batch`` of all training clips.
+            weights: of the classes, float [C].
+            strength: one of ``strengths``.
+        """
+        raise NotImplementedError
+
     def init_weights(self) -> None:
         """Set what training begins with; a checkpoint brings its own. Called once, before a fresh run."""
         if self.encoder is not None:
@@ -211,20 +221,6 @@ class Classifier(nn.Module):
         """Return the factor on the learning rate of parameters, by name; 1 for those without."""
         own = self.encoder.lr_scales() if self.encoder is not None else {}
         return {f"encoder.{name}": scale for name, scale in own.items()}
-
-
-class Solvable(Classifier):
-    """A model whose weights a solver can find at once; it may be trained by steps as well."""
-
-    def solve(self, batch: Any, weights: Tensor, strength: float) -> None:
-        """Find the weights for a batch of all training clips, with class weights float [C].
-
-        Args:
-            batch: ``batches.Batch``.
-            weights: float [C].
-            strength: one of ``strengths``.
-        """
-        raise NotImplementedError
 
 
 def normalised_by_speaker(model: Classifier) -> str:

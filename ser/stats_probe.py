@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ser.batches import Batch
 from ser.errors import UserError, nearest
-from ser.interfaces import Solvable
+from ser.interfaces import Classifier
 from ser.layers import COMBINED, WITHOUT_TIME, InputNorm, LayerSum, SpeakerStatistics
 
 __all__ = ["NEVER", "StatsProbe", "logistic_regression", "turned"]
@@ -21,7 +21,7 @@ SOLVERS = ("closed_form", "loop")
 NEVER = -30.0  # logit of a class that training has not met
 
 
-class StatsProbe(Solvable):
+class StatsProbe(Classifier):
     """Multinomial logistic regression on statistics of layers.
 
     Args:

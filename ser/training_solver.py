@@ -6,7 +6,6 @@ import torch
 
 from ser import dist, plots
 from ser.experiment import Experiment, Run
-from ser.interfaces import Solvable
 from ser.losses import class_weights
 from ser.progress import progress_bar
 from ser.scoring import validation_figures
@@ -32,7 +31,6 @@ def solve(
     In log, checkpoint and curves each strength stands for an epoch.
     """
     model = setup.model
-    assert isinstance(model, Solvable)
     train = setup.everything(setup.train)
     best = model.strengths[0]
     for strength in progress_bar(model.strengths, "solve", len(model.strengths), "strength", progress):
