@@ -1,7 +1,6 @@
 """Seeding, the device, and the processes that torchrun has started."""
 
 import ctypes
-import itertools
 import os
 import random
 import resource
@@ -18,6 +17,7 @@ import torch
 from ser.errors import Interrupted, UserError, first_line
 
 __all__ = [
+    "A_WEEK",
     "PRECISIONS",
     "all_gather",
     "all_reduce",
@@ -31,7 +31,6 @@ __all__ = [
     "keep_freed_memory",
     "peak_gib",
     "process_group",
-    "processes",
     "rank",
     "seed_everything",
     "summed",
@@ -43,8 +42,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Long: one process may have far more to do than another. torchrun ends the rest when one dies.
-PATIENCE = timedelta(days=7)
+# How long one process waits for the others; torchrun ends the rest when one dies.
+HALF_AN_HOUR, A_WEEK = timedelta(minutes=30), timedelta(days=7)
 
 
 def rank() -> int:
@@ -57,77 +56,30 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class Meeting:
-    """Where the processes that torchrun has started meet: its own key-value store, which needs no process group."""
-
-    def __init__(self) -> None:
-        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
-        # The launcher's store keeps what earlier meetings of these processes, and those before a restart, have left.
-        name = f"ser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(numbers)}"
-        self.store = torch.distributed.PrefixStore(name, store)
-        self.meetings = 0
-
-    def sum(self, values: Sequence[int]) -> list[int]:
-        """Wait for every process, and return the sums of what each has brought."""
-        self.meetings += 1
-        name = f"meeting{self.meetings}"
-        for place, value in enumerate(values):
-            self.store.add(f"{name}/{place}", value)
-        if self.store.add(name, 1) == world_size():
-            self.store.set(f"{name}/complete", "")
-        self.store.wait([f"{name}/complete"], PATIENCE)
-        return [self.store.add(f"{name}/{place}", 0) for place in range(len(values))]
-
-    def leave(self) -> None:
-        """Say goodbye; the main process, which may keep the store, is the last to go."""
-        if self.store.add("left", 1) == world_size():
-            self.store.set("left/complete", "")
-        if is_main():
-            self.store.wait(["left/complete"], PATIENCE)
-
-
-meeting: Meeting | None = None
-numbers = itertools.count()  # of meetings, the same in every process: all come to each in the same order
-
-
-@contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that torchrun has started, for the time of the body; alone, do nothing.
-
-    For work that is shared without tensors: shares of an extraction may differ by hours, and a process group gives up
-    after half an hour.
-    """
-    global meeting
-    meeting = Meeting() if world_size() > 1 else None
-    try:
-        yield
-        if meeting is not None:
-            meeting.leave()
-    finally:
-        meeting = None
-
-
 def barrier() -> None:
     """Wait until every process is here."""
-    summed([])
+    all_reduce(torch.zeros(1))
 
 
 def summed(values: Iterable[int]) -> list[int]:
     """Wait until every process is here, and return the sums of their whole numbers."""
-    values = list(values)
-    return values if meeting is None else meeting.sum(values)
+    return all_reduce(torch.tensor(list(values))).tolist()
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the process group of those that torchrun has started, which tensors are added up in; alone, do nothing."""
+def process_group(patience: timedelta = HALF_AN_HOUR) -> Iterator[None]:
+    """Join the process group of those that torchrun has started, which tensors are added up in; alone, do nothing.
+
+    Args:
+        patience: how long to wait for another process; shares of an extraction may differ by hours.
+    """
     if world_size() == 1:
         yield
         return
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(device())
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
     try:
         yield
         torch.distributed.barrier()  # nobody leaves while another is still talking
@@ -172,7 +124,7 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         raise UserError(
             f"the processes of this run cannot reach each other ({first_line(error)}); if one of them has ended, see "
-            f"its message; then go on with: just gpus={world_size()} resume RUN"
+            "its message; the same command goes on"
         ) from error
 
 

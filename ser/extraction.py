@@ -39,8 +39,8 @@ HALF_MAX = 65504.0  # largest float16
 def extract(table: Table, features: Features, progress: bool = True) -> dict[str, int]:
     """Make the features of every clip of ``table`` that the store lacks, and see that the others are whole.
 
-    Killed at any moment and started again, it ends with the same files as an uninterrupted run. Under torchrun
-    the processes share the batches.
+    Killed at any moment and started again, it ends with the same files as an uninterrupted run. The processes of a
+    ``dist.process_group`` share the batches.
 
     Returns:
         ``{"made": ..., "remade": ..., "kept": ...}``; remade files were damaged, foreign, or of changed sound.
@@ -52,7 +52,7 @@ def extract(table: Table, features: Features, progress: bool = True) -> dict[str
     folder = store_folder(table.corpus, features)
     busy = f"{folder}: another process is extracting these features; wait for it or stop it"
     lock = locked(folder.with_name(f".{folder.name}.lock"), busy) if dist.is_main() else nullcontext()
-    with dist.processes(), lock:
+    with lock:
         if dist.is_main():
             open_store(folder, table, features)
         dist.barrier()

@@ -20,8 +20,8 @@ TOGETHER = """
 import time
 from pathlib import Path
 from ser import dist
-for time_of_meeting in ("first", "second"):
-    with dist.processes():
+with dist.process_group(dist.A_WEEK):
+    for time_of_meeting in ("first", "second"):
         rank, place = dist.rank(), Path({place!r} + time_of_meeting)
         assert dist.world_size() == 2
         assert dist.is_main() == (rank == 0)
@@ -42,7 +42,7 @@ def alone(monkeypatch):
 
 def test_a_process_alone_is_the_main_one_and_waits_for_nobody(alone):
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
-    with dist.processes():
+    with dist.process_group():
         assert not torch.distributed.is_initialized()
         dist.barrier()
         assert dist.summed({"a": 1, "b": 2}.values()) == [1, 2]

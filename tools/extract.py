@@ -20,11 +20,12 @@ def main() -> None:
     if not features.cached:
         raise UserError(f"{arguments.features}: hears sound itself, there is nothing to extract; train it at once")
     table = metadata.read_table(arguments.corpus, check_files=True)
-    for each in [features, *features.copies]:
-        counts = extract(table, each)
-        done = ", ".join(f"{count} {what}" for what, count in counts.items())
-        if dist.is_main():
-            print(f"{store_folder(arguments.corpus, each)}: {done}")
+    with dist.process_group(dist.A_WEEK):
+        for each in [features, *features.copies]:
+            counts = extract(table, each)
+            done = ", ".join(f"{count} {what}" for what, count in counts.items())
+            if dist.is_main():
+                print(f"{store_folder(arguments.corpus, each)}: {done}")
 
 
 if __name__ == "__main__":
