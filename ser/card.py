@@ -22,6 +22,7 @@ from ser.wording import (
     TITLES,
     estimate_of,
     gap_text,
+    markdown_table,
     temperature_of,
     title_of,
     with_interval,
@@ -211,17 +212,17 @@ def figures(trained: TrainedRun, scored: list[tuple[Path, dict[str, Any]]]) -> s
     pooled = over_folds(trained)
     if not scored and not pooled:
         return "\n".join([*lines, "Not scored yet: `just eval RUN`, then export again."])
-    lines.append("| scored on | " + " | ".join(TITLES[name] for name in FIGURES) + " | clips, speakers | tags |")
-    lines.append("|---|" + "---|" * (len(FIGURES) + 2))
+    rows = [("scored on", *(TITLES[name] for name in FIGURES), "clips, speakers", "tags")]
     for folder, metrics in [*scored, *pooled]:
         what = scored_on(metrics)
         if metrics["part"] == "test":
             times = scorings_now(folder.parents[1], metrics)
             what += f" (scored {times} time{'s' if times != 1 else ''})"
-        cells = [what, *(with_interval(metrics, name) for name in FIGURES)]
         missing = f" ({metrics['clips_missing']} missing)" if metrics["clips_missing"] else ""
-        cells += [f"{metrics['n_clips']}{missing}, {metrics['n_speakers']}", " ".join(metrics["tags"]) or "-"]
-        lines.append("| " + " | ".join(cells) + " |")
+        counts = f"{metrics['n_clips']}{missing}, {metrics['n_speakers']}"
+        tags = " ".join(metrics["tags"]) or "-"
+        rows.append((what, *(with_interval(metrics, name) for name in FIGURES), counts, tags))
+    lines += markdown_table(rows)
     if pooled:
         lines += [
             "",
@@ -238,12 +239,10 @@ def groups(scored: list[tuple[Path, dict[str, Any]]], corpus: str) -> str:
         if metrics["corpus"] != corpus or not (folder / "subgroups.csv").is_file():
             continue
         rows = [row for row in read_subgroups(folder / "subgroups.csv") if row["grouping"] != "speaker"]
-        lines = ["## Subgroups", "", f"{tagged(metrics)}.", "", "| by | group | clips | UAR |"]
-        lines.append("|---|---|---|---|")
-        for row in rows:
-            lines.append(f"| {row['grouping']} | {row['group']} | {row['clips']} | {estimate_of(row, 'uar')} |")
+        cells = [(row["grouping"], row["group"], str(row["clips"]), estimate_of(row, "uar")) for row in rows]
+        table = markdown_table([("by", "group", "clips", "UAR"), *cells])
         gaps = [f"{grouping}: {gap_text(gap)}." for grouping, gap in metrics["gaps"].items()]
-        return "\n".join([*lines, "", *gaps]) if rows else ""
+        return "\n".join(["## Subgroups", "", f"{tagged(metrics)}.", "", *table, "", *gaps]) if rows else ""
     return ""
 
 
@@ -272,12 +271,12 @@ def robustness(trained: TrainedRun) -> str:
         now = clips_hash(scorable(protocol, part))
         if made.get("clips_sha256", now) != now:
             continue
-        lines = ["## Robustness", "", f"{path.parent.name}.", ""]
-        lines += ["| condition | value | UAR | same answers |", "|---|---|---|---|"]
-        for row in made["rows"]:
-            uar = estimate_of(row, "uar")
-            lines.append(f"| {row['kind']} | {shown_value(row)} | {uar} | {row['same_answers']:.2f} |")
-        return "\n".join(lines)
+        cells = [
+            (row["kind"], str(shown_value(row)), estimate_of(row, "uar"), f"{row['same_answers']:.2f}")
+            for row in made["rows"]
+        ]
+        table = markdown_table([("condition", "value", "UAR", "same answers"), *cells])
+        return "\n".join(["## Robustness", "", f"{path.parent.name}.", "", *table])
     if trained.experiment.trains_on_validation:
         return "## Robustness\n\nNot measured: the run was trained on its validation part, too."
     return f"## Robustness\n\nNot measured: `just part=val robustness {trained.run.folder.name}`."
@@ -328,12 +327,12 @@ def formats(trained: TrainedRun, parity: dict[str, Any]) -> str:
     """Return what is delivered and how closely it follows the run."""
     by_speaker = normalised_by_speaker(trained.experiment.model)
     uar = "validation UAR of unknown speakers" if by_speaker else "validation UAR"
-    lines = ["## Files", "", f"| file | MiB | largest difference in probability to the run | {uar}, change |"]
-    lines.append("|---|---|---|---|")
+    rows = [("file", "MiB", "largest difference in probability to the run", f"{uar}, change")]
     for name, found in parity["formats"].items():
         change = "-" if found.get("uar") is None else f"{found['uar']:.3f}, {found['uar_change']:+.3f}"
-        lines.append(f"| {name} | {found['bytes'] / 2**20:.1f} | {found['largest_difference']:.1e} | {change} |")
-    lines += ["", *(f"{name} is left out: {reason}." for name, reason in parity["left_out"].items())]
+        rows.append((name, f"{found['bytes'] / 2**20:.1f}", f"{found['largest_difference']:.1e}", change))
+    lines = ["## Files", "", *markdown_table(rows), ""]
+    lines += [f"{name} is left out: {reason}." for name, reason in parity["left_out"].items()]
     clips = {(found["n_clips"], found.get("of_clips")) for found in parity["formats"].values() if "n_clips" in found}
     lines += [f"UAR of {some} of the {every} validation clips." for some, every in clips if every and some < every]
     if "model_int8.ts" in parity["formats"]:

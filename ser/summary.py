@@ -16,7 +16,7 @@ from ser.predictions import read_predictions
 from ser.scoring import draws_of, sums_of
 from ser.scoring_count import parts_scored, scorings_now, times_scored
 from ser.splits import evaluation_name
-from ser.wording import aligned, estimate, estimate_of, title_of
+from ser.wording import aligned, estimate, estimate_of, markdown_table, title_of
 
 __all__ = ["COLUMNS", "cells", "collect", "scorings_text", "seeds_table", "table", "write"]
 
@@ -158,14 +158,9 @@ def seeds_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def markdown(rows: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) -> str:
     """Return both tables in Markdown."""
-
-    def lined(lines: Sequence[tuple[str, ...]]) -> str:
-        texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines]
-        return texts[0] + "|---" * len(lines[0]) + "|\n" + "".join(texts[1:])
-
-    note = "Intervals: 95 %, resampling speakers.\n" + "".join(f"\n{line}\n" for line in scorings_text(rows))
-    more = f"\n## Over seeds\n\n{lined(seeds_table(seeds))}" if seeds else ""
-    return f"# Evaluations\n\n{note}\n{lined(cells(rows))}{more}"
+    notes = [line for text in ("Intervals: 95 %, resampling speakers.", *scorings_text(rows)) for line in (text, "")]
+    more = ["", "## Over seeds", "", *markdown_table(seeds_table(seeds))] if seeds else []
+    return "\n".join(["# Evaluations", "", *notes, *markdown_table(cells(rows)), *more, ""])
 
 
 def latex(rows: Sequence[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "estimate_of",
     "evaluation",
     "gap_text",
+    "markdown_table",
     "missing_text",
     "p_text",
     "temperature_of",
@@ -127,3 +128,9 @@ def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """Return rows of cells as lines, each column as wide as its longest cell."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def markdown_table(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as the lines of a Markdown table; the first row is its header."""
+    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return [texts[0], "|---" * len(lines[0]) + "|", *texts[1:]]

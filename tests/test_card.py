@@ -108,3 +108,9 @@ def test_ravdess_is_not_for_commercial_use(encoded, trained_home):
     assert "The encoder openai/whisper-tiny.en was trained by others" in text
     assert "Not scored yet" in text
     assert "model.onnx is left out: no reason." in text
+
+
+def test_a_bar_in_a_cell_does_not_break_a_table():
+    from ser.wording import markdown_table
+
+    assert markdown_table([("group", "UAR"), ("a|b", "0.5")]) == ["| group | UAR |", "|---|---|", r"| a\|b | 0.5 |"]
