@@ -33,15 +33,15 @@ def training() -> list[Row]:
         experiment, run = runs.create(settings)
         run = replace(run, folder=Path(folder))
         setup = set_up(experiment)
-        order = setup.order(experiment.training, experiment.seed, 0)
-        batches = [part for (part,) in setup.pieces(order, experiment, 0)]
+        order = setup.order(0)
+        batches = [part for (part,) in setup.pieces(order, 0)]
         waiting: list[float] = []
         epochs: list[float] = []
 
         def fit() -> float:
             fresh, _ = runs.create(settings)
             (run.folder / "log.jsonl").unlink(missing_ok=True)
-            reached = loop.fit(fresh, run, set_up(fresh), progress=False)
+            reached = loop.fit(run, set_up(fresh), progress=False)
             waiting.extend(line["speed/waiting"] for line in read_log(run.folder) if "speed/waiting" in line)
             epochs.append((reached.train_seconds + reached.validation_seconds) / reached.epoch)
             return reached.train_seconds / reached.step
@@ -60,9 +60,9 @@ def training() -> list[Row]:
 
         def resume() -> None:
             fresh, _ = runs.create(settings)
-            training_state.restore(run, fresh, set_up(fresh, fresh=False), scaler)
+            training_state.restore(run, set_up(fresh, fresh=False), scaler)
 
-        saved = timed(lambda: training_state.save(run.last, experiment, run, training_state.State(), setup, scaler))
+        saved = timed(lambda: training_state.save(run.last, run, setup, training_state.State(), scaler))
         resumed = timed(resume)
         scaler = torch.amp.GradScaler("cpu", enabled=False)  # type: ignore[attr-defined]
         step = compare("a step of fit, all included, against a bare loop, s", fit, bare, 1.03, repeats=7)

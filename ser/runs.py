@@ -81,7 +81,7 @@ def train(experiment: Experiment, run: Run, progress: bool = True) -> None:
                 write_text(run.folder / "run.gin", run.config)
             record_session(run.folder / "environment.json", resume)
             print(f"{'resuming' if resume else 'training'} {run.folder}")
-        state = training.fit(experiment, run, setup, resume, progress)
+        state = training.fit(run, setup, resume, progress)
     if dist.is_main():
         minutes = (state.train_seconds + state.validation_seconds) / 60
         print(f"{outcome(experiment, state)}, {minutes:.1f} min\n{run.best}\n{run.folder / 'curves.png'}")

@@ -1,4 +1,4 @@
-"""``fit(experiment)``: the loop, readable from top to bottom. gin has done its work before this begins."""
+"""``fit``: the loop, readable from top to bottom. gin has done its work before this begins."""
 
 import time
 
@@ -21,15 +21,14 @@ from ser.training_step import Stepper, check_finite
 __all__ = ["dry_run", "fit"]
 
 
-def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, progress: bool = True) -> State:
+def fit(run: Run, setup: Setup, resume: bool = False, progress: bool = True) -> State:
     """Train, validate after every epoch, keep the best and the last checkpoint.
 
     Several processes that torchrun has started share each batch; the main one writes.
 
     Args:
-        experiment: what to train.
         run: where to write.
-        setup: of ``set_up``, which has found what cannot work before anything was written.
+        setup: what to train; of ``set_up``, which has found what cannot work before anything was written.
         resume: go on from ``last.pt``; the result is the same as without the interruption.
         progress: show a bar on stderr.
 
@@ -37,32 +36,32 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
         UserError: data or settings that cannot work, found before the first step wherever possible.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1, also in the last validation; the state is saved.
     """
-    training, seed, model = experiment.training, experiment.seed, setup.model
-    steps = training.epochs * len(setup.order(training, seed, 0))
-    stepper = Stepper(experiment, setup)
+    experiment, training, model = setup.experiment, setup.experiment.training, setup.model
+    steps = training.epochs * len(setup.order(0))
+    stepper = Stepper(setup)
     progress = progress and dist.is_main()
 
     state = State(start=setup.start)
     if resume:
-        state = restore(run, experiment, setup, stepper.scaler)
+        state = restore(run, setup, stepper.scaler)
     tags = [*experiment.tags, *start_tags(state.start)]
     title = plots.tagged_title(run.folder.name, tags=tags)
     tracker = Tracker(experiment.tracking, run.folder, run.settings, run.group, tags)
     tracker.rewind(state.step, state.epoch)
     if not resume:
-        dist.seed_everything(seed + dist.rank())
+        dist.seed_everything(experiment.seed + dist.rank())
     if progress:
-        print(describe(experiment, setup, steps))
+        print(describe(setup, steps))
     if model.solves:
-        solve(experiment, run, setup, state, tracker, stepper.scaler, progress)
+        solve(run, setup, state, tracker, progress)
         return state
 
     with stop_requests() as stop, progress_bar(None, "train", steps, "step", progress, state.step) as bar:
         while not state.finished:
-            order = setup.order(training, seed, state.epoch)[state.batch :]
+            order = setup.order(state.epoch)[state.batch :]
             model.train()
             mark = time.perf_counter()
-            for parts, waited in timed(prefetch(setup.pieces(order, experiment, state.epoch))):
+            for parts, waited in timed(prefetch(setup.pieces(order, state.epoch))):
                 factor = experiment.schedule.factor(state.step, steps)
                 values = stepper.step(parts, state.epoch, factor, lambda: stop.signal)
                 stopped = values.pop("stop")
@@ -82,13 +81,13 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
                 state.spend(now - mark, waited)
                 mark = now
                 if stopped:
-                    save(run.last, experiment, run, state, setup, stepper.scaler)
+                    save(run.last, run, setup, state, stepper.scaler)
                     tracker.close()
                     raise Interrupted(f"stopped at step {state.step}; {how_to_go_on(run)}", stop.status)
 
             if dist.world_size() > 1:  # their launcher gives them half a minute to end, and validation may take longer
-                save(run.last, experiment, run, state, setup, stepper.scaler)
-            predictions = setup.validate(experiment) if setup.validation else None
+                save(run.last, run, setup, state, stepper.scaler)
+            predictions = setup.validate() if setup.validation else None
             figures = validation_figures(predictions) if predictions else None
             values = epoch_values(state, figures, state.batch * training.batch_size)
             tracker.log(state.step, values)
@@ -106,9 +105,9 @@ def fit(experiment: Experiment, run: Run, setup: Setup, resume: bool = False, pr
             if better:
                 if figures and predictions:
                     tracker.confusion(state.step, figures["confusion"], predictions.labels)
-                save(run.best, experiment, run, state, setup, validated=predictions)
+                save(run.best, run, setup, state, validated=predictions)
             # Of a finished run nothing is resumed, and the optimiser of a large encoder takes gigabytes.
-            save(run.last, experiment, run, state, setup, None if state.finished else stepper.scaler)
+            save(run.last, run, setup, state, None if state.finished else stepper.scaler)
             if dist.is_main():
                 plots.curves(run.folder / "curves.png", read_log(run.folder), title)
             if dist.all_gather(stop.signal) != [0] * dist.world_size():
@@ -131,18 +130,17 @@ def dry_run(experiment: Experiment, steps: int = 50) -> None:
     Raises:
         UserError: as ``fit``.
     """
-    training, seed = experiment.training, experiment.seed
     setup = set_up(experiment)
-    stepper = Stepper(experiment, setup)
-    print(describe(experiment, setup, steps))
-    dist.seed_everything(seed)
+    stepper = Stepper(setup)
+    print(describe(setup, steps))
+    dist.seed_everything(experiment.seed)
     setup.model.train()
-    epochs = -(-steps // len(setup.order(training, seed, 0)))
-    plan = [(e, rows) for e in range(epochs) for rows in setup.order(training, seed, e)]
+    epochs = -(-steps // len(setup.order(0)))
+    plan = [(e, rows) for e in range(epochs) for rows in setup.order(e)]
     skipped = 0
     for step, (epoch, rows) in enumerate(plan[:steps], start=1):
         started = time.perf_counter()
-        (parts,) = setup.pieces([rows], experiment, epoch)
+        (parts,) = setup.pieces([rows], epoch)
         values = stepper.step(parts, epoch, experiment.schedule.factor(step - 1, steps))
         skipped = skipped + 1 if "train/skipped" in values else 0
         check_finite(skipped, parts, values)
@@ -157,4 +155,4 @@ def dry_run(experiment: Experiment, steps: int = 50) -> None:
                 f"lr {values['train/lr']:.2e}  {1000 * (time.perf_counter() - started):.0f} ms"
             )
     if setup.validation:
-        print(f"validation: logits {list(setup.validate(experiment).logits.shape)}, all finite")
+        print(f"validation: logits {list(setup.validate().logits.shape)}, all finite")

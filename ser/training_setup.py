@@ -12,7 +12,7 @@ from torch import Tensor
 from ser import dist, evaluation
 from ser.batches import Batch, ClipReader, Joined, check_labels, joined, open_source
 from ser.errors import UserError, some
-from ser.experiment import Experiment, Training
+from ser.experiment import Experiment
 from ser.features import Features
 from ser.initial_weights import read_start, start_from
 from ser.interfaces import Classifier, normalised_by_speaker
@@ -33,6 +33,7 @@ class Setup:
     """What the loop works with, ready on the device.
 
     Attributes:
+        experiment: what to train.
         train, validation: clips of the two parts; all train and none validates where the run says so.
         reader: of their inputs.
         copies: readers of their altered copies, which training alone hears.
@@ -44,6 +45,7 @@ class Setup:
         embeddings: the newest of each training clip, for a model that normalises them by speaker.
     """
 
+    experiment: Experiment
     train: list[Clip]
     validation: list[Clip]
     reader: ClipReader
@@ -68,8 +70,9 @@ class Setup:
             clips = reader.readable(clips)
         return joined([reader.whole(clips) for reader in readers]).to(self.weights.device)
 
-    def order(self, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
+    def order(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch as rows of ``train``, repeats as of ``samplers.shuffled``."""
+        training = self.experiment.training
         lengths, shares = None, None
         if self.crop is None and self.reader.source.time_axis is not None:
             lengths = [self.reader.source.length(clip) for clip in self.train]
@@ -77,16 +80,16 @@ class Setup:
             each = 1 / self.prior.cpu().double().clamp_min(1e-12)
             rare = self.reader.targets(self.train).double() @ each
             shares = (rare / rare.sum()).tolist()
-        return shuffled(len(self.train), training.batch_size, seed, epoch, lengths, shares)
+        return shuffled(len(self.train), training.batch_size, self.experiment.seed, epoch, lengths, shares)
 
-    def pieces(self, order: Sequence[np.ndarray], experiment: Experiment, epoch: int) -> Iterator[list[Batch]]:
+    def pieces(self, order: Sequence[np.ndarray], epoch: int) -> Iterator[list[Batch]]:
         """Yield this process's parts of each batch of ``order``, on the device.
 
         A part brings the clips before it along, as many as operations mix clips of a batch with their neighbours, so
         that each clip meets the same neighbour however a batch is divided.
         """
-        accumulate = experiment.training.accumulate
-        mixing = len(experiment.augment.mixing)
+        accumulate = self.experiment.training.accumulate
+        mixing = len(self.experiment.augment.mixing)
         for rows in order:
             parts = np.array_split(np.arange(len(rows)), accumulate * dist.world_size())
             own = parts[dist.rank() * accumulate : (dist.rank() + 1) * accumulate]
@@ -94,12 +97,12 @@ class Setup:
             for places in own:
                 neighbours = min(mixing, len(rows) - len(places)) if len(places) else 0
                 chosen = rows[(np.arange(-neighbours, len(places)) + places[0]) % len(rows)] if len(places) else places
-                batch = self.piece(chosen, neighbours, experiment.seed, epoch)
+                batch = self.piece(chosen, neighbours, epoch)
                 if batch is not None:
                     batches.append(batch)
             yield batches
 
-    def piece(self, rows: np.ndarray, neighbours: int, seed: int, epoch: int) -> Batch | None:
+    def piece(self, rows: np.ndarray, neighbours: int, epoch: int) -> Batch | None:
         """Return a part of a batch, or None where too few of its clips can be read to learn from."""
         clips = [self.train[row % len(self.train)] for row in rows]
         there = {clip.clip for clip in self.reader.readable(clips)}
@@ -110,12 +113,13 @@ class Setup:
         if len(known) - neighbours < fewest:
             return None
         repeats = [repeat for _, repeat in known]
-        batch = self.reader.crops([clip for clip, _ in known], self.crop, seed, epoch, repeats)
+        batch = self.reader.crops([clip for clip, _ in known], self.crop, self.experiment.seed, epoch, repeats)
         batch.neighbours, batch.repeats = neighbours, repeats
         return batch.to(self.weights.device)
 
-    def validate(self, experiment: Experiment) -> Predictions:
+    def validate(self) -> Predictions:
         """Predict the validation part."""
+        experiment = self.experiment
         precision = experiment.training.precision
         with self.answering():
             return evaluation.predict(
@@ -171,6 +175,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     weights = class_weights(counts, experiment.loss.class_weights).to(device)
     seconds, decay = experiment.training.crop_seconds, experiment.training.average
     return Setup(
+        experiment,
         train,
         validation,
         reader,
@@ -240,8 +245,9 @@ def fit_input_norm(experiment: Experiment, reader: ClipReader, clips: Sequence[C
             module.fit(frames())
 
 
-def describe(experiment: Experiment, setup: Setup, steps: int) -> str:
+def describe(setup: Setup, steps: int) -> str:
     """Say in a few lines what is about to be trained on what."""
+    experiment = setup.experiment
     model, protocol, train, validation = setup.model, experiment.protocol, setup.train, setup.validation
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -111,10 +111,9 @@ def epoch_values(state: State, figures: dict[str, Any] | None, clips: int) -> di
 
 def save(
     path: Path,
-    experiment: Experiment,
     run: Run,
-    state: State,
     setup: Setup,
+    state: State,
     scaler: torch.amp.GradScaler | None = None,  # type: ignore[name-defined]
     validated: Predictions | None = None,
 ) -> None:
@@ -127,7 +126,7 @@ def save(
     rngs = dist.all_gather(random_state()) if resumable else []
     if not dist.is_main():
         return
-    protocol, encoder = experiment.protocol, setup.model.encoder
+    experiment, protocol, encoder = setup.experiment, setup.experiment.protocol, setup.model.encoder
     content: dict[str, Any] = {
         "features": setup.reader.source.made_with,
         "model": kept(setup.model) if resumable or setup.ema is None else setup.ema.values,
@@ -249,7 +248,7 @@ def check_made_with(path: Path, checkpoint: Mapping[str, Any], made_with: Mappin
         )
 
 
-def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.GradScaler) -> State:  # type: ignore[name-defined]
+def restore(run: Run, setup: Setup, scaler: torch.amp.GradScaler) -> State:  # type: ignore[name-defined]
     """Bring model, average, optimiser and random numbers back to where ``last.pt`` left them.
 
     Raises:
@@ -260,7 +259,7 @@ def restore(run: Run, experiment: Experiment, setup: Setup, scaler: torch.amp.Gr
         raise UserError(
             f"{run.last}: begun by an earlier version of ser, which cannot be resumed; remove the folder, train again"
         )
-    check_unchanged(run, experiment, content, run.last)
+    check_unchanged(run, setup.experiment, content, run.last)
     check_made_with(run.last, content, setup.reader.source.made_with)
     checkpoints.restore(setup.model, content["model"], run.last)
     try:

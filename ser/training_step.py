@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ser import dist
 from ser.batches import Batch
 from ser.errors import UserError, some
-from ser.experiment import Experiment
 from ser.training_setup import Setup
 
 __all__ = ["SKIPS", "Stepper", "check_finite"]
@@ -26,14 +25,13 @@ class Stepper:
     """Makes the steps of a run.
 
     Args:
-        experiment: of the run.
-        setup: its model and optimiser.
+        setup: of the run.
     """
 
-    def __init__(self, experiment: Experiment, setup: Setup):
-        self.experiment, self.setup = experiment, setup
+    def __init__(self, setup: Setup):
+        self.experiment, self.setup = setup.experiment, setup
         self.device = setup.weights.device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=experiment.training.precision == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=setup.experiment.training.precision == "fp16")  # type: ignore[attr-defined]
         self.trained = [p for p in setup.model.parameters() if p.requires_grad]
 
     def step(

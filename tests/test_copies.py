@@ -93,7 +93,7 @@ def test_the_solver_hears_clips_and_copies_and_validation_only_clips(encoded, tr
     weights = weights if basis is None else weights @ basis.T
     kept = checkpoints.load(run.best)["model"]["head.weight"]
     torch.testing.assert_close(kept.double(), torch.from_numpy(weights), rtol=1e-3, atol=1e-5)
-    assert len(setup.validate(experiment).clips) == len(setup.validation)
+    assert len(setup.validate().clips) == len(setup.validation)
 
 
 def test_each_copy_is_normalised_by_its_own_speaker(encoded, trained_home):

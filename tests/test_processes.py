@@ -50,15 +50,15 @@ with dist.process_group():
     setup.model.double().train()
     groups = [{"params": [p for p in setup.model.parameters()], "scale": 1.0, "lr": 0.1}]
     object.__setattr__(setup, "optimizer", torch.optim.SGD(groups, lr=0.1))
-    object.__setattr__(setup, "averaged", None)
+    object.__setattr__(setup, "ema", None)
     setup.weights.data = setup.weights.double()
-    stepper, losses = Stepper(experiment, setup), []
-    plan = [(e, rows) for e in range(9) for rows in setup.order(experiment.training, 1, e)][:20]
+    stepper, losses = Stepper(setup), []
+    plan = [(e, rows) for e in range(9) for rows in setup.order(e)][:20]
     for epoch, rows in plan:
-        (parts,) = setup.pieces([rows], experiment, epoch)
+        (parts,) = setup.pieces([rows], epoch)
         losses.append(stepper.step(parts, epoch, 100.0)["train/loss"])
     weights = torch.cat([p.detach().flatten() for p in setup.model.parameters()])
-    validation = setup.validate(experiment)
+    validation = setup.validate()
     result = [losses, weights.tolist(), validation.logits.tolist(), validation.clips]
     open(f"{sys.argv[1]}.{dist.rank()}", "w").write(json.dumps(result))
 """

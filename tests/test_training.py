@@ -244,7 +244,7 @@ def test_a_foreign_environment_is_made_anew(text, tmp_path, capsys):
 def test_a_stop_in_the_last_validation_is_met_and_the_run_is_whole(trained_home, monkeypatch, capsys):
     """Else a cross-validation would go on with its next fold."""
     experiment, run = start("demo_ecapa")
-    steps = 2 * len(set_up(experiment).order(experiment.training, 1, 0)) + 1  # looked at in each step, after each epoch
+    steps = 2 * len(set_up(experiment).order(0)) + 1  # looked at in each step, after each epoch
     monkeypatch.setattr(training, "stop_requests", lambda: StopAfter(steps))
     with pytest.raises(Interrupted, match="stopped after epoch 2; which was the last"):
         runs.train(experiment, run, progress=False)

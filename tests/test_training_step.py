@@ -25,11 +25,11 @@ def make(*overrides: str):
     experiment = config.build(config.load("demo_ecapa", [*SMALL, *overrides]))
     setup = set_up(experiment)
     setup.model.train()
-    return experiment, setup, Stepper(experiment, setup)
+    return experiment, setup, Stepper(setup)
 
 
 def pieces(experiment, setup, epoch: int = 0):
-    return list(setup.pieces(setup.order(experiment.training, 1, epoch), experiment, epoch))
+    return list(setup.pieces(setup.order(epoch), epoch))
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_says_so(trained_home):
@@ -178,9 +178,9 @@ def test_batches_of_which_no_clip_can_be_read_are_skipped_and_then_said(trained_
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_parts_hold_each_clip_of_a_batch_once_and_its_neighbour(trained_home, accumulate):
-    experiment, setup, _ = make(f"train/accumulate = {accumulate}")
-    order = setup.order(experiment.training, 1, 0)
-    for rows, parts in zip(order, setup.pieces(order, experiment, 0), strict=True):
+    _, setup, _ = make(f"train/accumulate = {accumulate}")
+    order = setup.order(0)
+    for rows, parts in zip(order, setup.pieces(order, 0), strict=True):
         assert len(parts) == accumulate
         wanted = [setup.train[row].clip for row in rows]
         assert [name for part in parts for name in part.names[part.neighbours :]] == wanted
