@@ -9,9 +9,10 @@ from typing import Any
 
 from ser import __version__, checkpoints
 from ser.corpora import licence, readme_entry
-from ser.evaluation import clips_hash
+from ser.evaluation import is_of_clips
 from ser.files import read_json
 from ser.interfaces import normalised_by_speaker
+from ser.metadata import sound_facts
 from ser.metrics_file import is_of_best, is_of_parts, readable
 from ser.robustness import shown_value
 from ser.run_evaluation import how_chosen, is_current, scorable, tags_of
@@ -268,8 +269,8 @@ def robustness(trained: TrainedRun) -> str:
         made = read_json(path) if path.is_file() else {}
         if not checkpoints.is_of(made.get("checkpoint"), trained.checkpoint):
             continue
-        now = clips_hash(scorable(protocol, part))
-        if made.get("clips_sha256", now) != now:
+        clips = scorable(protocol, part)
+        if not is_of_clips(made, clips, sound_facts(protocol.table, clips)):
             continue
         cells = [
             (row["kind"], str(shown_value(row)), estimate_of(row, "uar"), f"{row['same_answers']:.2f}")

@@ -12,6 +12,7 @@ from ser.files import outputs_folder, run_folder, write_csv, write_json
 from ser.metrics_file import current_figures
 from ser.predictions import Predictions, read_predictions
 from ser.scoring import interval_reason, paired
+from ser.splits import PARTS
 from ser.wording import missing_text, p_text
 
 __all__ = ["check_same", "checked_figures", "compare", "shared_evaluation", "table"]
@@ -82,12 +83,11 @@ def checked_figures(folder: Path, evaluation: str) -> dict[str, Any]:
             f"{folder.name}: {evaluation} is of runs that were trained or scored again since; "
             "give the just cv or just ensemble that made it once more"
         )
-    again = f"just part={evaluation.rpartition('-')[2]} eval {folder.name}"
-    if evaluation.endswith("-none-all"):
-        again = f"just cross {folder.name} {evaluation.partition('-')[0]}"
+    part = evaluation.rpartition("-")[2]
+    again = f": just part={part} eval {folder.name}" if part in PARTS else ""
     raise UserError(
         f"{folder.name}: {evaluation} was scored before the run was finished, or by an earlier version of ser; "
-        f"score it again: {again}"
+        f"score it again{again}"
     )
 
 

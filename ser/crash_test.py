@@ -142,7 +142,7 @@ def offspring(parent: int) -> list[int]:
 
 
 def run_state(outputs: Path) -> str:
-    """Return a digest of the one run in a folder: weights, average, optimiser and log, times aside."""
+    """Return a digest of the one run in a folder: weights, average and log, times aside."""
     import torch
 
     from ser import checkpoints

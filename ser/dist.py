@@ -26,13 +26,13 @@ __all__ = [
     "barrier",
     "choose_int8_engine",
     "device",
-    "exact_float32",
     "is_main",
     "keep_freed_memory",
     "peak_gib",
     "process_group",
     "rank",
     "seed_everything",
+    "settle_cuda",
     "summed",
     "world_size",
 ]
@@ -82,12 +82,16 @@ def process_group(patience: timedelta = HALF_AN_HOUR) -> Iterator[None]:
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
     try:
         yield
-        torch.distributed.barrier()  # nobody leaves while another is still talking
     except Interrupted:  # as all are, together
-        torch.distributed.barrier()
+        leave()
         raise
-    finally:
-        torch.distributed.destroy_process_group()
+    leave()  # not where one process failed: the others are to wait for its message, and its end closes all
+
+
+def leave() -> None:
+    """Leave the process group when nobody is talking any more."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
@@ -136,20 +140,20 @@ def is_main() -> bool:
 def device() -> torch.device:
     """Return this process's device: its CUDA device where there is one, on which float32 is exact, else the CPU."""
     if torch.cuda.is_available():
-        exact_float32()
-        # It would plan each new length of a batch anew, and those of whole clips hardly ever repeat.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        settle_cuda()
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
-def exact_float32() -> None:
+def settle_cuda() -> None:
     """Let float32 be float32 on GPUs: torch's convolutions round to TF32 by default, as all does with SpeechBrain.
 
-    Ten bits of mantissa are not enough for a clip to be answered alike in any batch; bf16 is there for speed.
+    Ten bits of mantissa are not enough for a clip to be answered alike in any batch; bf16 is there for speed. cuDNN's
+    attention is off: it plans each new length of a batch anew, and those of whole clips hardly ever repeat.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def choose_int8_engine() -> None:
@@ -160,21 +164,26 @@ def choose_int8_engine() -> None:
         quantized.engine = engines[0]
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether a device's memory was full; TorchScript makes a plain ``RuntimeError`` of torch's own."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
+
+
 def as_memory_allows(
     batches: Iterable[Sequence[T]], work: Callable[[Sequence[T]], R]
 ) -> Iterator[tuple[Sequence[T], R]]:
     """Yield each batch and what ``work`` makes of it; one that the device's memory does not hold is halved.
 
     Raises:
-        torch.OutOfMemoryError: it does not hold a single item.
+        RuntimeError: it does not hold a single item.
     """
     waiting = deque(batches)
     while waiting:
         batch = waiting.popleft()
         try:
             made = work(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except RuntimeError as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
             half = len(batch) // 2
             waiting.extendleft((batch[half:], batch[:half]))

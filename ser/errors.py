@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -113,9 +114,10 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
             print(f"error: {name}: {error.strerror}; {REFUSED[error.errno]}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's own; to import it here would cost a second
+            said = re.search("CUDA out of memory[^\n]*", str(error))  # TorchScript puts a page before it
+            if said is None:
                 raise
-            print(f"error: {first_line(error).rstrip('.')}; {LESS_MEMORY}", file=sys.stderr)
+            print(f"error: {said[0][:150].rstrip('.')}; {LESS_MEMORY}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except Interrupted as stopped:
             if os.environ.get("RANK", "0") == "0":

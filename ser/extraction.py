@@ -2,7 +2,8 @@
 
 Clips of similar length go through the front end together. Threads read and decode the next batches while one is
 computed, and files are written while the next one is. Which clips form a batch depends on the whole corpus
-alone, so an interrupted extraction ends with the same content as an uninterrupted one.
+alone (but where memory does not hold it), so an interrupted extraction ends with the same content as an uninterrupted
+one.
 """
 
 import io
@@ -22,8 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser import audio, dist
 from ser.errors import UserError
-from ser.features import Features, check_spec, mark_of, store_folder
-from ser.files import append_line, locked, read_json, read_lines, write_atomically, write_json
+from ser.features import Features, check_spec, store_folder
+from ser.files import append_line, locked, mark_of, read_json, read_lines, write_atomically, write_json
 from ser.metadata import Clip, Table
 from ser.progress import progress_bar
 from ser.read_ahead import map_ahead, prefetch

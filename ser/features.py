@@ -15,11 +15,11 @@ import torch
 from ser import audio
 from ser.copies import Altered
 from ser.errors import UserError
-from ser.files import PROJECT, corpus_folder, read_json
+from ser.files import PROJECT, corpus_folder, mark_of, read_json
 from ser.interfaces import FrontEnd
 from ser.metadata import Clip, Table
 
-__all__ = ["FeatureStore", "Features", "check_spec", "made_with", "mark_of", "store_folder"]
+__all__ = ["FeatureStore", "Features", "check_spec", "made_with", "store_folder"]
 
 DTYPES = ("float16", "float32")
 
@@ -167,15 +167,6 @@ class FeatureStore:
         return values
 
 
-def mark_of(path: Path) -> list[int] | None:
-    """Return size and date (ns) of a file, by which one that was replaced is told; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
 def load(path: Path) -> torch.Tensor:
     """Read a file that holds one tensor and nothing that runs."""
     if path.suffix == ".npy":
@@ -198,7 +189,8 @@ def store_folder(corpus: str, features: Features) -> Path:
 def made_with(corpus: str, features: Features) -> dict[str, Any]:
     """Return the fingerprint of the weights that made a store; empty where there is no store, or none made it."""
     path = store_folder(corpus, features) / "index.json"
-    return (read_json(path).get("made_with") or {}) if features.cached and path.is_file() else {}
+    index = read_json(path) if features.cached and path.is_file() else {}
+    return (index.get("made_with") or {}) if isinstance(index, dict) else {}
 
 
 def check_spec(folder: Path, index: dict, features: Features) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "files_in",
     "home",
     "locked",
+    "mark_of",
     "outputs_folder",
     "read_csv",
     "read_json",
@@ -265,6 +266,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
+
+
+def mark_of(path: Path) -> list[int] | None:
+    """Return size and date (ns) of a file, by which one that was replaced is told; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def cannot_write(path: Path, error: OSError, kept: str = "") -> UserError:

@@ -49,7 +49,7 @@ def load(
         torch.zeros(1, device=device)
     except Exception as error:  # torch raises many kinds for a name it does not know and a device that is not there
         raise UserError(f"device '{device}' is not at hand ({first_line(error)}); choose cpu") from error
-    dist.exact_float32()
+    dist.settle_cuda()
     folder = find(source, VARIANTS[variant], sha256, revision)
     if folder is None:
         if variant != "exact" or sha256:

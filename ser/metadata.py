@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.errors import UserError, nearest, some
-from ser.files import corpus_folder, read_csv, read_json, sha256_of, write_csv, write_json
+from ser.files import corpus_folder, mark_of, read_csv, read_json, sha256_of, write_csv, write_json
 from ser.labels import label_set
 
 __all__ = [
@@ -157,17 +157,20 @@ def read_sound_hashes(corpus: str) -> dict[str, str]:
 def sound_facts(table: Table, clips: Iterable[Clip]) -> dict[str, str | None]:
     """Return digests by which it is told whether clips still have the same sound.
 
-    ``samples`` is of what ``verify`` heard, ``sizes`` of the sizes of the files; None where not all of them are known.
+    ``samples`` is of what ``verify`` heard, ``sizes`` of the sizes of the files; None where not all of them are known,
+    or a file was written after it was heard.
     """
-    hashes, names = read_sound_hashes(table.corpus), sorted((clip.clip, table.sound_path(clip)) for clip in clips)
-    samples = [hashes.get(name) for name, _ in names]
-    sizes = [path.stat().st_size if path.is_file() else None for _, path in names]
-    return {"samples": digest_of(names, samples), "sizes": digest_of(names, sizes)}
+    hashes, ordered = read_sound_hashes(table.corpus), sorted(clips, key=attrgetter("clip"))
+    marks = [mark_of(table.sound_path(clip)) for clip in ordered]
+    heard = (mark_of(corpus_folder(table.corpus) / "sound.json") or [0, 0])[1]
+    samples = [None if mark and mark[1] > heard else hashes.get(c.clip) for c, mark in zip(ordered, marks, strict=True)]
+    sizes = [mark[0] if mark else None for mark in marks]
+    return {"samples": digest_of(ordered, samples), "sizes": digest_of(ordered, sizes)}
 
 
-def digest_of(names: Sequence[tuple[str, Path]], values: Sequence[Any]) -> str | None:
+def digest_of(clips: Sequence[Clip], values: Sequence[Any]) -> str | None:
     """Return the SHA-256 of clips and what is known of each, or None where of one nothing is."""
-    lines = "".join(f"{name} {value}\n" for (name, _), value in zip(names, values, strict=True))
+    lines = "".join(f"{clip.clip} {value}\n" for clip, value in zip(clips, values, strict=True))
     return None if None in values else sha256(lines.encode()).hexdigest()
 
 

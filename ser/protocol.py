@@ -215,8 +215,9 @@ class Protocol:
             )
         return self.parts[name]
 
-    def sound_of(self, clips: Sequence[Clip]) -> dict[str, dict[str, str | None]]:
-        """Return the ``metadata.sound_facts`` of clips, by corpus."""
+    def sound(self) -> dict[str, dict[str, str | None]]:
+        """Return the ``metadata.sound_facts`` of what trains and validates, by corpus."""
+        clips = [*self.parts["train"], *self.parts["val"]]
         return {
             corpus: sound_facts(table, [clip for clip in clips if clip.corpus == corpus])
             for corpus, table in self.tables.items()

@@ -13,7 +13,7 @@ from ser.corpora import licence
 from ser.environment import revision_of, short
 from ser.errors import UserError, some
 from ser.files import read_json, run_folder, write_text
-from ser.metadata import Clip, Table, read_table
+from ser.metadata import Clip, Table, read_table, same_sound
 from ser.metrics_file import is_known, is_of_parts
 from ser.pages import bar, details, image, matrix, page, player, section, table
 from ser.predictions import read_predictions
@@ -160,6 +160,7 @@ def robustness(folder: Path, metrics: dict[str, Any]) -> str:
         return ""
     made, rows = read_json(folder / "robustness.json"), []
     same_clips = made.get("clips_sha256", metrics.get("clips_sha256")) == metrics.get("clips_sha256")
+    same_clips = same_clips and same_sound(made.get("sound"), metrics.get("sound") or {})
     if not same_clips or not checkpoints.same(made.get("checkpoint"), metrics.get("checkpoint")):
         return "<h3>Robustness</h3><p>Of other weights or clips than these; make it again: just robustness RUN.</p>"
     for row in made["rows"]:

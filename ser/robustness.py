@@ -18,7 +18,7 @@ from ser.evaluation import clips_hash
 from ser.extraction import stored
 from ser.features import Features, store_folder
 from ser.files import read_json, write_csv, write_json
-from ser.metadata import Clip
+from ser.metadata import Clip, sound_facts
 from ser.predictions import Predictions
 from ser.progress import progress_bar
 from ser.run_evaluation import about_run, predict_clips, scorable, seen_tags, tags_of
@@ -150,9 +150,11 @@ def robustness(
         source.prepare(protocol.members[part])
         return predict_clips(trained, protocol.corpus, clips, protocol.members[part], source=source, progress=False)
 
+    heard = sound_facts(protocol.table, clips)
     part_file = folder / "robustness.part.json"
     of = checkpoints.identity(trained.checkpoint) | {
         "ser": __version__, "clips": [[clip.clip, clip.emotion] for clip in clips], "noise": noise,
+        "sound": heard,
     }  # fmt: skip
     known = rows_so_far(part_file, of)
     if part == "test" and not known:
@@ -169,7 +171,7 @@ def robustness(
     about = about_run(trained)
     tags = tags_of(trained)
     facts = {"run": about["run"], "evaluation": folder.name, "clips": len(clips), "checkpoint": about["checkpoint"]}
-    facts["clips_sha256"] = clips_hash(clips)
+    facts |= {"clips_sha256": clips_hash(clips), "sound": heard}
     facts |= {"tags": tags, "clips_missing": protocol.table.missing, "noise": noise}
     write_json(folder / "robustness.json", facts | {"ci95_reason": interval_reason(clean), "rows": rows})
     plots.robustness(

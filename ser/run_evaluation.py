@@ -169,8 +169,12 @@ def embeddings(trained: TrainedRun, part: str, progress: bool = True) -> tuple[l
         UserError: no such part, or as ``predict_clips``.
     """
     experiment = trained.experiment
-    clips = [clip for clip in experiment.protocol.part(part) if clip.corpus == experiment.protocol.corpus]
-    reader, model = reader_of(trained, experiment.protocol.corpus, clips), experiment.model
+    protocol, model = experiment.protocol, experiment.model
+    clips, members = (
+        [clip for clip in every if clip.corpus == protocol.corpus]
+        for every in (protocol.part(part), protocol.members[part])
+    )
+    reader = reader_of(trained, protocol.corpus, members)
     precision = experiment.training.precision
     made = evaluation.over_clips(model, experiment.features, reader, clips, model.embed, precision, progress)
     return clips, made.float()

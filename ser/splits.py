@@ -6,6 +6,7 @@ Every scheme covers the *official* list of a corpus, so that missing clips chang
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,7 +104,7 @@ def write_split(split: Split) -> Path:
     path = split_path(split.corpus, split.scheme)
     if path.is_file() and not is_written(split, path):
         kept = path.with_name(f"{path.name}.old")
-        path.replace(kept)
+        shutil.copyfile(path, kept)
         note(f"{path.name} was another one, now kept as {kept}")
     write_csv(path, ("clip", split.column), sorted(split.of.items()))
     return path

@@ -42,6 +42,7 @@ class Setup:
         weights, prior: of the classes in the training part, float [C].
         crop: length of a training crop, in samples or frames; None for whole clips.
         start: what is known of the run that training begins with, or None.
+        sound: ``Protocol.sound`` as it was when training began, or went on.
         embeddings: the newest of each training clip, for a model that normalises them by speaker.
     """
 
@@ -58,6 +59,12 @@ class Setup:
     crop: int | None
     start: dict[str, Any] | None
     embeddings: EmbeddingMemory | None
+    sound: dict[str, dict[str, str | None]]
+
+    @property
+    def skipped(self) -> set[str]:
+        """Clips that could not be read so far, by this process."""
+        return set().union(*(reader.unreadable for reader in (self.reader, *self.copies)))
 
     def answering(self) -> AbstractContextManager[None]:
         """Let the model answer with the average, where there is one: what validates and is kept."""
@@ -149,7 +156,8 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
     if device.type == "cpu":
         dist.keep_freed_memory()
     check_parts(experiment)
-    check_statements(experiment)
+    if fresh:
+        check_statements(experiment)
     for operation in experiment.augment.operations:
         operation.ready()
     train, validation = protocol.part("train"), protocol.part("val")
@@ -188,6 +196,7 @@ def set_up(experiment: Experiment, fresh: bool = True) -> Setup:
         None if seconds is None else round(seconds * experiment.features.input_rate),
         None if start is None else start.facts,
         EmbeddingMemory(train) if by_embedding else None,
+        protocol.sound(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from ser import calibration, checkpoints, dist
 from ser.errors import UserError, some
 from ser.experiment import Experiment, Run, Training
 from ser.features import made_with
-from ser.files import outputs_folder
+from ser.files import run_folder
 from ser.layers import RunningNorm
-from ser.metadata import same_sound
+from ser.metadata import prepare_command, same_sound
 from ser.optim import kept
 from ser.predictions import Predictions
 from ser.protocol import Protocol
@@ -124,6 +125,7 @@ def save(
     """
     resumable = scaler is not None
     rngs = dist.all_gather(random_state()) if resumable else []
+    skipped = set().union(*dist.all_gather(setup.skipped))
     if not dist.is_main():
         return
     experiment, protocol, encoder = setup.experiment, setup.experiment.protocol, setup.model.encoder
@@ -134,8 +136,9 @@ def save(
         "config": run.config,
         "labels": list(setup.model.labels),
         "protocol": protocol_facts(protocol),
+        "sound": setup.sound,
         "train_speakers": sorted({clip.speaker for clip in experiment.trained_clips} - {""}),
-        "skipped": sorted(set().union(*(reader.unreadable for reader in (setup.reader, *setup.copies)))),
+        "skipped": sorted(skipped),
         "hears_validation": experiment.trains_on_validation,
         "state": asdict(state),
     }
@@ -172,12 +175,11 @@ def protocol_facts(protocol: Protocol) -> dict[str, Any]:
         "split_sha256": protocol.split.sha256,
         "clips_sha256": hashlib.sha256(clips.encode()).hexdigest(),
         "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
-        "sound": protocol.sound_of([clip for _, clip in members]),
     }
 
 
 def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a UserError where configuration, split, clips or encoder are not those a checkpoint was made with."""
+    """Raise a UserError where configuration, split, clips, sound or encoder are not those of a checkpoint."""
     protocol, encoder = experiment.protocol, experiment.model.encoder
     if checkpoint["config"] != run.config:
         lines = set(run.config.splitlines()) ^ set(checkpoint["config"].splitlines())
@@ -203,23 +205,18 @@ def check_unchanged(run: Run, experiment: Experiment, checkpoint: dict[str, Any]
             )
     now = protocol_facts(protocol)
     for name, then in checkpoint["protocol"].items():
-        if name == "sound":
-            check_sound(run, then, now[name], path)
-        elif now[name] != then:
+        if now[name] != then:
             raise UserError(
                 f"{run.folder.name}: {name} changed since {path.name} was written ({str(then)[:12]}, now "
                 f"{str(now[name])[:12]}); its figures would mean something else: bring the old split and clips back "
                 f"(just split {protocol.corpus} {protocol.scheme}), or remove the run's folder and train again"
             )
-
-
-def check_sound(run: Run, then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise a UserError where the recordings of a corpus sound otherwise than those that a run learned from."""
-    for corpus, facts in now.items():
+    then = checkpoint.get("sound") or {}
+    for corpus, facts in protocol.sound().items():
         if not same_sound(then.get(corpus), facts):
             raise UserError(
                 f"{run.folder.name}: the recordings of {corpus} changed since {path.name} was written; bring the old "
-                f"ones back (just raw=PATH prepare {corpus}), or remove the run's folder and train again"
+                f"ones back ({prepare_command(corpus)}), or remove the run's folder and train again"
             )
 
 
@@ -230,8 +227,12 @@ def check_inputs(run: Run, experiment: Experiment, checkpoint: Mapping[str, Any]
     """
     check_made_with(run.best, checkpoint, made_with(experiment.protocol.corpus, experiment.features))
     start = checkpoint["state"].get("start") or {}
-    path = outputs_folder() / start.get("run", "") / checkpoints.BEST
-    if "weights" in start and path.is_file() and not checkpoints.is_of(start["weights"], checkpoints.load(path)):
+    if "weights" not in start:
+        return
+    path = None
+    with suppress(UserError):  # that it is gone says nothing of this run
+        path = run_folder(experiment.training.start) / checkpoints.BEST
+    if path is not None and path.is_file() and not checkpoints.is_of(start["weights"], checkpoints.load(path)):
         raise UserError(
             f"{run.folder.name}: began with other weights of {start['run']} than lie there now, which was trained "
             f"again since; remove {run.folder.name} to train it again, too"
@@ -261,6 +262,7 @@ def restore(run: Run, setup: Setup, scaler: torch.amp.GradScaler) -> State:  # t
         )
     check_unchanged(run, setup.experiment, content, run.last)
     check_made_with(run.last, content, setup.reader.source.made_with)
+    setup.reader.unreadable |= set(content.get("skipped", []))
     checkpoints.restore(setup.model, content["model"], run.last)
     try:
         setup.optimizer.load_state_dict(content["optimizer"])

@@ -34,6 +34,28 @@ with dist.process_group(dist.A_WEEK):
 """
 
 
+FAILING = """
+import time
+from ser import dist, errors
+
+errors.HEARD_ONCE = 1.0
+
+@errors.tool
+def main():
+    with dist.process_group():
+        dist.barrier()
+        started = time.monotonic()
+        if dist.rank() == 1:
+            raise errors.UserError("b.wav: damaged")
+        try:
+            dist.barrier()
+        finally:
+            print(time.monotonic() - started)
+
+main()
+"""
+
+
 @pytest.fixture
 def alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -65,12 +87,11 @@ def test_int8_finds_an_engine_where_torch_has_chosen_none(monkeypatch, engine, s
     assert quantized.engine == chosen
 
 
-def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
+def together(code: str) -> list[subprocess.CompletedProcess]:
+    """Run code in two processes that find each other as those of a launcher do."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the launcher's
-    code = TOGETHER.format(place=str(tmp_path / "mark"))
     shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    shared["CUDA_VISIBLE_DEVICES"] = ""
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code], env=shared | {"RANK": str(rank)}, cwd=PROJECT, text=True,
@@ -78,9 +99,22 @@ def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    ended = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], ended
-    assert [out for out, _ in ended] == [2 * f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
+    said = [process.communicate(timeout=120) for process in running]
+    return [subprocess.CompletedProcess(code, p.returncode, *both) for p, both in zip(running, said, strict=True)]
+
+
+def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
+    ended = together(TOGETHER.format(place=str(tmp_path / "mark")))
+    assert [process.returncode for process in ended] == [0, 0], ended
+    assert [process.stdout for process in ended] == [2 * f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
+
+
+def test_what_one_process_has_to_say_is_waited_for_by_the_others():
+    first, second = together(FAILING)
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert second.stderr == "error: b.wav: damaged\n"
+    assert float(first.stdout) > 0.9, "else its launcher would end the second before that has spoken"
+    assert "the processes of this run cannot reach each other" in first.stderr
 
 
 def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):
@@ -128,7 +162,8 @@ def test_what_memory_does_not_hold_is_halved_and_comes_in_order(sizes, fits):
 
     def work(batch):
         if len(batch) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            kind = torch.OutOfMemoryError if len(batch) % 2 else RuntimeError  # as of TorchScript
+            raise kind("The following operation failed.\nCUDA out of memory. Tried to allocate 2 GiB.")
         return [number + 0.5 for number in batch]
 
     made = list(dist.as_memory_allows(batches, work))
@@ -143,3 +178,15 @@ def test_memory_that_does_not_hold_one_item_is_an_error():
 
     with pytest.raises(torch.OutOfMemoryError):
         list(dist.as_memory_allows([[1, 2, 3]], work))
+
+
+def test_another_error_is_no_matter_of_memory():
+    tried = []
+
+    def work(batch):
+        tried.append(batch)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(dist.as_memory_allows([[1, 2, 3]], work))
+    assert len(tried) == 1

@@ -75,6 +75,11 @@ def test_some_names_a_few_and_counts_the_rest(count, limit, text):
             f"error: {'x' * 100}...: File name too long; expected a shorter name\n",
         ),
         (
+            RuntimeError("The following operation failed.\nCUDA out of memory. Tried to allocate 2 GiB.\nx"),
+            2,
+            f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}\n",
+        ),
+        (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
             2,
             f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}\n",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import StopAfter
 
-from ser import ablating, audio, checkpoints, config, cross_corpus, initial_weights, metadata, runs, splits
-from ser.errors import UserError
+from ser import ablating, audio, checkpoints, config, cross_corpus, initial_weights, metadata, runs, splits, training
+from ser.errors import Interrupted, UserError
 from ser.features import store_folder
 from ser.files import read_json, run_folder, sha256_of, write_csv, write_json
 from ser.metadata import read_table, same_sound, sound_facts, store_sound_hashes
@@ -65,7 +66,7 @@ def test_a_run_is_not_scored_over_other_recordings_than_it_learned_from(demo, pa
         rewrite(table, clip)
     with pytest.raises(UserError, match=r"the recordings of demo changed since (last|best)\.pt was written") as refused:
         runs.train(experiment, run, progress=False)
-    assert "just raw=PATH prepare demo" in str(refused.value)
+    assert "(just prepare demo)" in str(refused.value)
     with pytest.raises(UserError, match="the recordings of demo changed"):
         evaluate(run.folder.name, "test", progress=False)
 
@@ -110,6 +111,10 @@ def test_samples_decide_where_they_are_known_and_else_sizes(demo):
     assert known["sizes"] == plain["sizes"]
     assert same_sound(plain, known)
     rewrite(table, clips[2])
+    unheard = sound_facts(table, clips)
+    assert unheard["samples"] is None, "it was written after it was heard"
+    assert not same_sound(known, unheard)
+    heard(table)
     stored_otherwise = sound_facts(table, clips)
     assert same_sound(known, stored_otherwise), "the samples are said to be the same"
     assert not same_sound(plain, stored_otherwise)
@@ -153,9 +158,20 @@ def test_a_run_that_began_with_another_is_not_believed_once_that_is_trained_agai
     for again in (lambda: runs.train(experiment, run, progress=False), lambda: evaluated(experiment, run, "test")):
         with pytest.raises(UserError, match=f"began with other weights of {first.folder.name} than lie there now"):
             again()
-    assert evaluate(run.folder.name, "test", progress=False)[1]["uar"] >= 0, "its own figures are as good as before"
+    metrics = evaluate(run.folder.name, "test", progress=False)[1]  # its own figures are as good as before
+    assert metrics["checkpoint"] == checkpoints.identity(checkpoints.load(run.best))
     shutil.rmtree(first.folder)
     runs.train(experiment, run, progress=False)
+
+
+def test_training_needs_no_recordings_and_keeps_what_they_were(demo):
+    table = read_table("demo")
+    for clip in table.clips:
+        table.sound_path(clip).unlink()
+    _, run = trained()
+    (facts,) = checkpoints.load(run.best)["sound"].values()
+    assert facts == {"samples": None, "sizes": None}
+    evaluate(run.folder.name, "test", progress=False)
 
 
 def test_statements_of_the_test_part_are_not_trained_on_by_way_of_validation(encoded, trained_home):
@@ -177,11 +193,17 @@ def test_statements_of_the_test_part_are_not_trained_on_by_way_of_validation(enc
     begin("ravdess_ecapa", *both, "split/scheme = 'holdout'")  # where every part has all statements
 
 
-def test_clips_that_could_not_be_read_are_tagged(demo):
+def test_clips_that_could_not_be_read_are_tagged(demo, monkeypatch):
     experiment, _ = runs.create(config.load("demo_ecapa", SMALL))
     lost = experiment.protocol.part("train")[3].clip
     path = store_folder("demo", experiment.features) / f"{lost}.npy"
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", lambda: StopAfter(1))
+        with pytest.raises(Interrupted):
+            trained("demo_ecapa", "train/unreadable = 'skip'")
+    path.write_bytes(whole)  # which does not undo that it was skipped
     _, run = trained("demo_ecapa", "train/unreadable = 'skip'")
     assert checkpoints.load(run.best)["skipped"] == [lost]
     assert "clips-skipped" in evaluate(run.folder.name, "val", progress=False)[1]["tags"]
