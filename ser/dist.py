@@ -46,6 +46,10 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 HALF_AN_HOUR, A_WEEK = timedelta(minutes=30), timedelta(days=7)
 
 
+class PeerLost(UserError):
+    """Another process cannot be reached any more."""
+
+
 def rank() -> int:
     """Return this process's rank, from torchrun's environment; 0 when alone."""
     return int(os.environ.get("RANK", "0"))
@@ -85,7 +89,10 @@ def process_group(patience: timedelta = HALF_AN_HOUR) -> Iterator[None]:
     except Interrupted:  # as all are, together
         leave()
         raise
-    leave()  # not where one process failed: the others are to wait for its message, and its end closes all
+    except PeerLost:
+        torch.distributed.destroy_process_group()
+        raise
+    leave()  # not where this process failed: the others are to wait for its message, and its end closes all
 
 
 def leave() -> None:
@@ -126,7 +133,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise UserError(
+        raise PeerLost(
             f"the processes of this run cannot reach each other ({first_line(error)}); if one of them has ended, see "
             "its message; the same command goes on"
         ) from error
