@@ -1,16 +1,13 @@
 """Seeding, the device, and processes that work together."""
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,34 +84,21 @@ def test_int8_finds_an_engine_where_torch_has_chosen_none(monkeypatch, engine, s
     assert quantized.engine == chosen
 
 
-def together(code: str) -> list[subprocess.CompletedProcess]:
-    """Run code in two processes that find each other as those of a launcher do."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the launcher's
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], env=shared | {"RANK": str(rank)}, cwd=PROJECT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in running]
-    return [subprocess.CompletedProcess(code, p.returncode, *both) for p, both in zip(running, said, strict=True)]
-
-
 def test_two_processes_wait_for_each_other_and_add_up(tmp_path):
-    ended = together(TOGETHER.format(place=str(tmp_path / "mark")))
-    assert [process.returncode for process in ended] == [0, 0], ended
-    assert [process.stdout for process in ended] == [2 * f"{rank} [1, 21, {2**41}]\n" for rank in range(2)]
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER.format(place=str(tmp_path / "mark")))
+    done = command(script, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == 2 * [f"0 [1, 21, {2**41}]"] + 2 * [f"1 [1, 21, {2**41}]"]
 
 
-def test_what_one_process_has_to_say_is_waited_for_by_the_others():
-    first, second = together(FAILING)
-    assert (first.returncode, second.returncode) == (2, 2)
-    assert second.stderr == "error: b.wav: damaged\n"
-    assert float(first.stdout) > 0.9, "else its launcher would end the second before that has spoken"
-    assert "the processes of this run cannot reach each other" in first.stderr
+def test_what_one_process_has_to_say_is_waited_for_by_the_others(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    done = command(script, ranks=2)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: b.wav: damaged\nerror: the processes of this run cannot reach each other")
+    assert float(done.stdout) > 0.9, "else its launcher would end the second before that has spoken"
 
 
 def test_the_device_is_the_process_s_own_gpu_or_the_cpu(monkeypatch):

@@ -1,6 +1,7 @@
 """Whole runs of models with an encoder inside, and what an experiment refuses to put together."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -34,8 +35,19 @@ def train(experiment: str, *overrides: str):
     return built, run
 
 
-def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(encoded, trained_home, capsys):
-    built, run = train(PROMPT)
+@pytest.fixture(scope="module")
+def straight(encoded, tmp_path_factory):
+    """Return the folder of a run with prompts that nothing has interrupted, to be copied."""
+    home = tmp_path_factory.mktemp("straight")
+    (home / "data").symlink_to(encoded / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HOME", str(home))
+        return train(PROMPT)[1].folder
+
+
+def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(straight, trained_home, capsys):
+    built, run = start(PROMPT)
+    shutil.copytree(straight, run.folder)
     for path in (run.best, run.last):
         assert path.stat().st_size < 4e6
     best = checkpoints.load(run.best)
@@ -50,17 +62,18 @@ def test_a_checkpoint_is_small_names_its_encoder_and_answers_as_in_training(enco
 
 
 @pytest.mark.parametrize("overrides", [(), (BY_SPEAKER,)], ids=["corpus", "speaker"])
-def test_an_interrupted_and_resumed_run_equals_a_straight_one(encoded, trained_home, monkeypatch, overrides):
-    _, straight = train(PROMPT, *overrides)
-    content = [checkpoints.load(path)["model"] for path in (straight.best, straight.last)]
-    straight.folder.rename(trained_home / "straight")
+def test_an_interrupted_and_resumed_run_equals_a_straight_one(straight, trained_home, monkeypatch, overrides):
+    run = start(PROMPT, *overrides)[1]
+    if overrides:
+        straight = train(PROMPT, *overrides)[1].folder.rename(trained_home / "straight")
+    content = [checkpoints.load(straight / path)["model"] for path in (checkpoints.BEST, checkpoints.LAST)]
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requests", lambda: StopAfter(3))
         with pytest.raises(Interrupted):
             runs.train(*start(PROMPT, *overrides), progress=False)
     torch.rand(5)
     runs.train(*start(PROMPT, *overrides), progress=False)
-    for path, weights in zip((straight.best, straight.last), content, strict=True):
+    for path, weights in zip((run.best, run.last), content, strict=True):
         resumed = checkpoints.load(path)["model"]
         for name, value in weights.items():
             assert torch.equal(value, resumed[name]), name

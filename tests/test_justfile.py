@@ -200,9 +200,6 @@ def test_a_users_mistake_keeps_exit_status_2(tmp_path):
     done = just("eval", "nothing", SER_HOME=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
-    empty = just("cross", "", "demo", SER_HOME=str(tmp_path))
-    assert empty.returncode == 2
-    assert "the name of a run is empty" in empty.stderr
 
 
 def test_doctor_says_what_was_found_and_what_to_do_next(tmp_path):

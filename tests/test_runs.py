@@ -472,6 +472,7 @@ def test_summary_has_a_line_for_every_evaluation(run, trained_home):
         (["train.py", "ravdess_ecapa", "train/epochs = 0"], "train/epochs is 0; expected 1 or more"),
         (["eval_model.py", "last", "--part", "tset"], "did you mean 'test'?"),
         (["cross_corpus.py", "last", "cremad"], "did you mean 'crema_d'?"),
+        (["cross_corpus.py", "", "demo"], "the name of a run is empty"),
         (["cross_corpus.py", "last", "crema_d", "--calm", "neutrl"], "did you mean 'neutral'?"),
         (["train.py", "--resume", "last", "seed = 2"], "keeps its settings"),
         (["train.py", "ravdess_ecpa"], "did you mean 'ravdess_ecapa'?"),
