@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ser.errors import Interrupted, UserError, first_line
+from ser.errors import Interrupted, UserError, first_line, full_memory
 
 __all__ = [
     "A_WEEK",
@@ -171,11 +171,6 @@ def choose_int8_engine() -> None:
         quantized.engine = engines[0]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether a device's memory was full; TorchScript makes a plain ``RuntimeError`` of torch's own."""
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
-
-
 def as_memory_allows(
     batches: Iterable[Sequence[T]], work: Callable[[Sequence[T]], R]
 ) -> Iterator[tuple[Sequence[T], R]]:
@@ -190,7 +185,7 @@ def as_memory_allows(
         try:
             made = work(batch)
         except RuntimeError as error:
-            if len(batch) == 1 or not is_out_of_memory(error):
+            if len(batch) == 1 or not full_memory(error):
                 raise
             half = len(batch) // 2
             waiting.extendleft((batch[half:], batch[:half]))

@@ -17,6 +17,7 @@ __all__ = [
     "UserError",
     "closest",
     "first_line",
+    "full_memory",
     "nearest",
     "some",
     "tool",
@@ -85,6 +86,15 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
+def full_memory(error: RuntimeError) -> str:
+    """Return what an error says of a GPU's full memory, empty for any other error.
+
+    By its text: TorchScript makes a plain ``RuntimeError`` of torch's own, with a page before what it said.
+    """
+    said = re.search("CUDA out of memory[^\n]*", str(error))
+    return said[0][:150].rstrip(".") if said else ""
+
+
 def tool(main: Callable[[], int | None]) -> Callable[[], None]:
     """Wrap a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
 
@@ -114,10 +124,9 @@ def tool(main: Callable[[], int | None]) -> Callable[[], None]:
             print(f"error: {name}: {error.strerror}; {REFUSED[error.errno]}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except RuntimeError as error:
-            said = re.search("CUDA out of memory[^\n]*", str(error))  # TorchScript puts a page before it
-            if said is None:
+            if not (said := full_memory(error)):
                 raise
-            print(f"error: {said[0][:150].rstrip('.')}; {LESS_MEMORY}", file=sys.stderr)
+            print(f"error: {said}; {LESS_MEMORY}", file=sys.stderr)
             sys.exit(EXIT_USER)
         except Interrupted as stopped:
             if os.environ.get("RANK", "0") == "0":

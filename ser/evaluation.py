@@ -77,8 +77,10 @@ def evaluating(model: Classifier) -> Iterator[None]:
     """Let a model be in evaluation mode for a while."""
     was_training = model.training
     model.eval()
-    yield
-    model.train(was_training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()
